@@ -1,0 +1,327 @@
+//! The kernel's vocabulary: the objects that a host should hold, and the seam to a kernel that holds them.
+//!
+//! [`Key`] says which object, [`Object`] how it should be. The seam [`Kernel`] has exactly two implementations: the real
+//! one in `loden-linux` and the fake one in `loden-testkit`, which refuses what Linux refuses.
+
+pub mod link;
+pub mod nft;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::model::{Family, IfName, Mac, Prefix};
+use crate::plan::Step;
+use link::Link;
+use nft::Table;
+
+/// Route protocol number (and nexthop and address protocol) of everything that loden makes.
+pub const PROTOCOL: u8 = 76;
+/// Interface group of the links that loden makes: their mark of ownership.
+pub const LINK_GROUP: u32 = 76;
+/// Interface group of veths that DEL has parked for the reaper.
+pub const PARKED_GROUP: u32 = 7600;
+/// The routing table `main`.
+pub const TABLE_MAIN: u32 = 254;
+
+/// Which object. The order is the order of making: what comes later may need what comes before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Key {
+    /// A sysctl of the whole host or of a family, by its path below `/proc/sys` (`net/ipv4/ip_forward`).
+    Sysctl(&'static str),
+    /// The one nftables table.
+    Nft,
+    /// A link by name.
+    Link(IfName),
+    /// A sysctl of one device.
+    DeviceSysctl(IfName, DeviceSysctl),
+    /// An address on a link.
+    Address(IfName, IpNet),
+    /// A nexthop object: a gateway behind a link. Its number is the driver's own business.
+    Nexthop(IfName, IpAddr),
+    /// A permanent neighbour (ARP or NDP) entry.
+    Neighbour(IfName, IpAddr),
+    /// A forwarding entry of a VXLAN device: where the VTEP with this Ethernet address is.
+    Fdb(IfName, Mac),
+    /// A route in table `main` with the given priority (IPv4 default 0, IPv6 default 1024).
+    Route(Prefix, u32),
+}
+
+impl Key {
+    /// The object's sort.
+    #[must_use]
+    pub fn sort(&self) -> Sort {
+        match self {
+            Self::Sysctl(_) | Self::DeviceSysctl(..) => Sort::Sysctl,
+            Self::Nft => Sort::Nft,
+            Self::Link(_) => Sort::Link,
+            Self::Address(..) => Sort::Address,
+            Self::Nexthop(..) => Sort::Nexthop,
+            Self::Neighbour(..) => Sort::Neighbour,
+            Self::Fdb(..) => Sort::Fdb,
+            Self::Route(..) => Sort::Route,
+        }
+    }
+
+    /// The link that the object is on, if it names one.
+    #[must_use]
+    pub fn device(&self) -> Option<IfName> {
+        match self {
+            Self::Link(dev)
+            | Self::DeviceSysctl(dev, _)
+            | Self::Address(dev, _)
+            | Self::Nexthop(dev, _)
+            | Self::Neighbour(dev, _)
+            | Self::Fdb(dev, _) => Some(*dev),
+            Self::Sysctl(_) | Self::Nft | Self::Route(..) => None,
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sysctl(path) => write!(f, "sysctl {path}"),
+            Self::DeviceSysctl(dev, sysctl) => write!(f, "sysctl {}", sysctl.path(*dev)),
+            Self::Nft => write!(f, "nft table inet loden"),
+            Self::Link(dev) => write!(f, "link {dev}"),
+            Self::Address(dev, addr) => write!(f, "address {addr} dev {dev}"),
+            Self::Nexthop(dev, gateway) => write!(f, "nexthop via {gateway} dev {dev}"),
+            Self::Neighbour(dev, addr) => write!(f, "neighbour {addr} dev {dev}"),
+            Self::Fdb(dev, mac) => write!(f, "fdb {mac} dev {dev}"),
+            Self::Route(prefix, _) => write!(f, "route {prefix}"),
+        }
+    }
+}
+
+/// The sorts of kernel objects: what counts are kept by, and what an observation can be limited to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sort {
+    /// Sysctls.
+    Sysctl,
+    /// The nftables table.
+    Nft,
+    /// Links.
+    Link,
+    /// Addresses.
+    Address,
+    /// Nexthop objects.
+    Nexthop,
+    /// Neighbour entries.
+    Neighbour,
+    /// Forwarding entries.
+    Fdb,
+    /// Routes.
+    Route,
+}
+
+impl Sort {
+    /// All of them, in the order of making.
+    pub const ALL: [Self; 8] = [
+        Self::Sysctl,
+        Self::Nft,
+        Self::Link,
+        Self::Address,
+        Self::Nexthop,
+        Self::Neighbour,
+        Self::Fdb,
+        Self::Route,
+    ];
+
+    /// The sort's name, as metrics label it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sysctl => "sysctl",
+            Self::Nft => "nft",
+            Self::Link => "link",
+            Self::Address => "address",
+            Self::Nexthop => "nexthop",
+            Self::Neighbour => "neighbour",
+            Self::Fdb => "fdb",
+            Self::Route => "route",
+        }
+    }
+}
+
+/// The sysctls of one device that loden sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceSysctl {
+    /// `net/ipv6/conf/DEV/accept_ra`: a pod's router advertisement must not move the host (CVE-2020-13597).
+    AcceptRa,
+    /// `net/ipv6/conf/DEV/accept_dad`: loden's addresses are unique by construction.
+    AcceptDad,
+    /// `net/ipv4/conf/DEV/rp_filter`: loose, since a peer may still send by the old backend during a switch.
+    RpFilter,
+    /// `net/ipv4/conf/DEV/send_redirects`.
+    SendRedirects,
+}
+
+impl DeviceSysctl {
+    /// The path below `/proc/sys`; a dot in a device's name stays as it is there.
+    #[must_use]
+    pub fn path(self, dev: IfName) -> String {
+        let (family, leaf) = match self {
+            Self::AcceptRa => ("ipv6", "accept_ra"),
+            Self::AcceptDad => ("ipv6", "accept_dad"),
+            Self::RpFilter => ("ipv4", "rp_filter"),
+            Self::SendRedirects => ("ipv4", "send_redirects"),
+        };
+        format!("net/{family}/conf/{dev}/{leaf}")
+    }
+}
+
+/// How an object should be, or is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Object {
+    /// A sysctl's value, of the host or of a device.
+    Sysctl(i64),
+    /// The nftables table.
+    Nft(Box<Table>),
+    /// A link.
+    Link(Box<Link>),
+    /// An address.
+    Address {
+        /// Whether loden made it (by its protocol number). One that others made satisfies a wish, and is never removed.
+        ours: bool,
+    },
+    /// A nexthop object: its key says all.
+    Nexthop,
+    /// The neighbour's Ethernet address.
+    Neighbour(Mac),
+    /// The underlay address of the VTEP.
+    Fdb(IpAddr),
+    /// Where the route leads.
+    Route(Via),
+}
+
+impl Object {
+    /// Whether what is there does as well as `self`, which is wanted.
+    #[must_use]
+    pub fn is_met_by(&self, actual: &Self) -> bool {
+        match (self, actual) {
+            (Self::Address { .. }, Self::Address { .. }) => true,
+            (Self::Link(wanted), Self::Link(actual)) => wanted.is_met_by(actual),
+            _ => self == actual,
+        }
+    }
+
+    /// Whether loden made the object, so that it may remove it. Sorts that are observed by mark are always its own.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        match self {
+            Self::Address { ours } => *ours,
+            Self::Link(link) => link.group == LINK_GROUP,
+            // A value that was once wanted is left: who else relies on it cannot be known.
+            Self::Sysctl(_) => false,
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sysctl(value) => write!(f, "= {value}"),
+            Self::Nft(table) => write!(f, "{} chains, {} sets", table.chains.len(), table.sets.len()),
+            Self::Link(link) => link.fmt(f),
+            Self::Address { .. } | Self::Nexthop => Ok(()),
+            Self::Neighbour(mac) => write!(f, "lladdr {mac} permanent"),
+            Self::Fdb(dst) => write!(f, "dst {dst} self permanent"),
+            Self::Route(via) => via.fmt(f),
+        }
+    }
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// Through the nexthop object of this gateway behind this link.
+    Nexthop(IfName, IpAddr),
+    /// Straight out of a link.
+    Link(IfName),
+    /// Nowhere: the packet is dropped.
+    Blackhole,
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nexthop(dev, gateway) => write!(f, "via {gateway} dev {dev}"),
+            Self::Link(dev) => write!(f, "dev {dev}"),
+            Self::Blackhole => write!(f, "blackhole"),
+        }
+    }
+}
+
+/// The route priority (metric) that the kernel gives when none is asked for.
+#[must_use]
+pub fn default_priority(family: Family) -> u32 {
+    if family == Family::V4 { 0 } else { 1024 }
+}
+
+/// What the kernel holds of ours.
+pub type Observed = BTreeMap<Key, Object>;
+
+/// What to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Scope {
+    /// Only these sorts.
+    pub sorts: BTreeSet<Sort>,
+    /// Links to look at by name besides those that carry loden's group: what is wanted, so that a foreign device of
+    /// one of our names is seen.
+    pub links: BTreeSet<IfName>,
+    /// Host sysctls to read.
+    pub sysctls: BTreeSet<&'static str>,
+    /// Device sysctls to read.
+    pub device_sysctls: BTreeSet<(IfName, DeviceSysctl)>,
+}
+
+/// Why a kernel operation did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{object}: {cause}")]
+pub struct KernelError {
+    /// Which object, or which listing.
+    pub object: String,
+    /// The error number (`errno`), 0 when the kernel gave none.
+    pub errno: i32,
+    /// The kernel's own words: its extended acknowledgement if it gave one, else the text of the number.
+    pub cause: String,
+}
+
+/// A kernel that can be looked at and changed.
+pub trait Kernel {
+    /// Reads what is loden's within the scope.
+    ///
+    /// # Errors
+    /// [`KernelError`] when a listing fails; nothing is known then.
+    fn observe(&mut self, scope: &Scope) -> Result<Observed, KernelError>;
+
+    /// Carries the steps out in order and says for each how it went. A failed step does not stop those behind it.
+    fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), KernelError>>;
+}
+
+/// What a kernel reports on its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The object is there, like this.
+    Seen(Key, Object),
+    /// The object is gone.
+    Gone(Key),
+    /// A veth was parked: the reaper has work.
+    Parked,
+    /// Addresses, routes or state of the external interface may have changed.
+    Underlay,
+    /// Something of this sort changed in a way that the report does not tell whole.
+    Stale(Sort),
+    /// Reports were lost: everything has to be looked at again.
+    Overrun,
+}

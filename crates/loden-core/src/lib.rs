@@ -1,0 +1,18 @@
+//! The pure half of loden: what should this host's kernel hold, and what is the difference.
+//!
+//! Nothing here does I/O, reads a clock, draws a random number or blocks: time and seeds are arguments. Start with
+//! [`view`] (the picture of the cluster), [`backend`] (picture → kernel objects), [`desired`], [`delta`] and [`plan`].
+//! [`kernel`] is the vocabulary that the rest shares with `loden-linux`.
+
+pub mod attach;
+pub mod backend;
+pub mod cni;
+pub mod config;
+pub mod delta;
+pub mod desired;
+pub mod ipam;
+pub mod kernel;
+pub mod masquerade;
+pub mod model;
+pub mod plan;
+pub mod view;

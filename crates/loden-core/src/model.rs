@@ -1,0 +1,22 @@
+//! The one model: pools, blocks, nodes, attachments, and the small types that cannot hold an illegal value.
+//!
+//! A dialect (flannel's keys, Calico's objects) is translated into these types at the edge and nowhere else.
+
+mod attachment;
+mod mac;
+mod name;
+mod node;
+mod pool;
+mod prefix;
+mod record;
+mod vni;
+
+pub use attachment::{Attachment, AttachmentKey};
+pub use mac::Mac;
+pub(crate) use mac::Fnv;
+pub use name::{IfName, NameError, NodeName, NodeUid, PoolName};
+pub use node::{Node, PerFamily, Receive};
+pub use pool::{BackendConfig, Block, HostGwConfig, Pool, VxlanConfig};
+pub use prefix::{Family, Prefix, PrefixError};
+pub use record::{Entry, Key, Kind, Lease, Record};
+pub use vni::{Vni, VniError};

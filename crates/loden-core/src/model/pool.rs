@@ -1,0 +1,95 @@
+//! Pools, the blocks that are cut from them, and the backend that carries their traffic.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{NodeName, NodeUid, PoolName, Prefix, Vni};
+
+/// A range of pod addresses, cut into blocks of one size that nodes claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pool {
+    /// Its name.
+    pub name: PoolName,
+    /// All its addresses.
+    pub cidr: Prefix,
+    /// The prefix length of a block.
+    pub block_len: u8,
+    /// How packets between its blocks travel.
+    pub backend: BackendConfig,
+    /// Whether packets from the pool to the outside take the host's address.
+    pub nat_outgoing: bool,
+    /// Labels that a node must have to claim a block; empty: every node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Keys that this version does not know.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// The backend of a pool, with its options.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum BackendConfig {
+    /// VXLAN, routed: one route, one ARP and one FDB entry a peer.
+    Vxlan(VxlanConfig),
+    /// Plain routes to the peer's address; all nodes on one segment.
+    HostGw(HostGwConfig),
+}
+
+impl BackendConfig {
+    /// The name as configuration has it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Vxlan(_) => "vxlan",
+            Self::HostGw(_) => "host-gw",
+        }
+    }
+}
+
+/// Options of the VXLAN backend.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VxlanConfig {
+    /// The network's identifier; default 1.
+    pub vni: Vni,
+    /// UDP port; default 8472, as flannel's and older kernels' (IANA gave 4789).
+    pub port: u16,
+    /// The MTU of the external interface, in bytes, when the detected one is not to be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The group policy extension (draft-smith-vxlan-group-policy).
+    #[serde(default)]
+    pub gbp: bool,
+    /// Whether peers on the same segment are reached by plain routes.
+    #[serde(default)]
+    pub direct_routing: bool,
+}
+
+impl Default for VxlanConfig {
+    fn default() -> Self {
+        let vni = Vni::try_from(1).unwrap_or_else(|_| unreachable!("1 is a VNI"));
+        Self { vni, port: 8472, mtu: None, gbp: false, direct_routing: false }
+    }
+}
+
+/// Options of host-gw: none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostGwConfig {}
+
+/// A block: a part of a pool that one node owns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Block {
+    /// Its addresses.
+    pub cidr: Prefix,
+    /// The pool that it was cut from.
+    pub pool: PoolName,
+    /// The node that hands out its addresses.
+    pub owner: NodeName,
+    /// The identity of that node: a namesake is another owner.
+    pub owner_uid: NodeUid,
+}
