@@ -1,46 +1,223 @@
 //! What this host's kernel should hold: every object with the reason that it is wanted.
+//!
+//! [`Desired`] keeps the wishes by their [`Source`] in the view, so that a change of one peer costs that peer's objects, and
+//! against them what the kernel holds. What differs is always known; [`crate::plan`] orders it.
 
-use std::fmt;
+mod local;
+mod source;
+mod wishes;
 
-use serde::Serialize;
+pub use local::{published, Published};
+pub use source::{Source, Why};
+pub use wishes::{Wanted, Wishes};
 
-use crate::model::{AttachmentKey, NodeName, PoolName};
+use std::collections::{BTreeMap, BTreeSet};
 
-/// What in the view an object comes from. When it changes, only its objects are thought over again.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Source {
-    /// This host itself: its devices, sysctls, rules.
-    Local,
-    /// A peer.
-    Peer(NodeName),
-    /// A pod here.
-    Attachment(AttachmentKey),
+use crate::delta::DeltaMap;
+use crate::kernel::{Key, Object, Observed, Scope, Sort};
+use crate::model::{BackendConfig, PoolName};
+use crate::view::{Changed, Problem, View};
+
+/// All wishes, what is there, and where the two differ.
+#[derive(Debug)]
+pub struct Desired {
+    map: DeltaMap<Key, Wanted, Object>,
+    by_source: BTreeMap<Source, Held>,
+    /// Wishes for keys that another source's wish has won.
+    contested: BTreeMap<Key, BTreeMap<Source, Wanted>>,
+    /// How many peers are sent to by which backend, pool by pool.
+    uses: BTreeMap<PoolName, BTreeMap<BackendConfig, usize>>,
 }
 
-/// Why an object is wanted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Why {
-    /// What in the view it comes from.
-    pub source: Source,
-    /// The pool that it serves, if it is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pool: Option<PoolName>,
-    /// What the object does, in a few words.
-    pub role: &'static str,
+/// What is kept of a source's wishes.
+#[derive(Debug, Default)]
+struct Held {
+    keys: Vec<Key>,
+    problems: Vec<Problem>,
+    uses: Vec<(PoolName, BackendConfig)>,
 }
 
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.role)?;
-        match &self.source {
-            Source::Local => {}
-            Source::Peer(node) => write!(f, " of node {node}")?,
-            Source::Attachment(key) => write!(f, " of attachment {key}")?,
+impl Default for Desired {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Desired {
+    /// Nothing wanted, nothing seen.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            map: DeltaMap::new(|wanted: &Wanted, actual: &Object| wanted.object.is_met_by(actual)),
+            by_source: BTreeMap::new(),
+            contested: BTreeMap::new(),
+            uses: BTreeMap::new(),
         }
-        if let Some(pool) = &self.pool {
-            write!(f, ", pool {pool}")?;
+    }
+
+    /// Thinks over again what has changed in the view.
+    pub fn update(&mut self, view: &View, changed: &Changed) {
+        if changed.all {
+            let mut sources: BTreeSet<Source> = self.by_source.keys().cloned().collect();
+            sources.insert(Source::Local);
+            sources.extend(view.peers().map(|node| Source::Peer(node.name.clone())));
+            sources.extend(view.attachments.keys().cloned().map(Source::Attachment));
+            sources.iter().for_each(|source| self.update_source(view, source));
+        } else {
+            changed.sources.iter().for_each(|source| self.update_source(view, source));
         }
-        Ok(())
+    }
+
+    fn update_source(&mut self, view: &View, source: &Source) {
+        let wishes = match source {
+            Source::Local => local::local(view),
+            Source::Peer(name) => local::peer(view, name),
+            Source::Attachment(key) => local::attachment(view, key),
+        };
+        let mut former = self.by_source.remove(source).unwrap_or_default();
+        if wishes.hold {
+            // A fault in what is asked for: the old state goes on, and the problem says why.
+            former.problems = wishes.problems;
+            self.by_source.insert(source.clone(), former);
+            return;
+        }
+        for used in former.uses {
+            if let Some(count) = self.uses.get_mut(&used.0).and_then(|of_pool| of_pool.get_mut(&used.1)) {
+                *count -= 1;
+            }
+        }
+        for used in &wishes.uses {
+            *self.uses.entry(used.0.clone()).or_default().entry(used.1.clone()).or_default() += 1;
+        }
+        self.uses.retain(|_, of_pool| {
+            of_pool.retain(|_, count| *count > 0);
+            !of_pool.is_empty()
+        });
+        for key in former.keys.iter().filter(|key| !wishes.objects.contains_key(key)) {
+            self.unwant(key, source);
+        }
+        let held = Held {
+            keys: wishes.objects.keys().copied().collect(),
+            problems: wishes.problems,
+            uses: wishes.uses,
+        };
+        for (key, wanted) in wishes.objects {
+            self.want(key, wanted);
+        }
+        if !(held.keys.is_empty() && held.problems.is_empty() && held.uses.is_empty()) {
+            self.by_source.insert(source.clone(), held);
+        }
+    }
+
+    /// Of two sources that want one key the lesser has its wish: the result must not depend on who came first.
+    fn want(&mut self, key: Key, wanted: Wanted) {
+        let source = wanted.why.source.clone();
+        match self.map.desired(&key) {
+            Some(holder) if holder.why.source < source => {
+                self.contested.entry(key).or_default().insert(source, wanted);
+            }
+            Some(holder) if holder.why.source > source => {
+                let loser = holder.clone();
+                self.contested.entry(key).or_default().insert(loser.why.source.clone(), loser);
+                self.map.want(key, wanted);
+            }
+            _ => self.map.want(key, wanted),
+        }
+    }
+
+    fn unwant(&mut self, key: &Key, source: &Source) {
+        let waiting = self.contested.get_mut(key);
+        if self.map.desired(key).is_some_and(|holder| holder.why.source != *source) {
+            if let Some(waiting) = waiting {
+                waiting.remove(source);
+            }
+        } else {
+            match waiting.and_then(BTreeMap::pop_first) {
+                Some((_, next)) => self.map.want(*key, next),
+                None => self.map.unwant(key),
+            }
+        }
+        if self.contested.get(key).is_some_and(BTreeMap::is_empty) {
+            self.contested.remove(key);
+        }
+    }
+
+    /// Takes in a whole observation of these sorts: what is not in it is not there.
+    pub fn observed(&mut self, sorts: &BTreeSet<Sort>, seen: Observed) {
+        let gone: Vec<Key> = self
+            .map
+            .all_actual()
+            .keys()
+            .filter(|key| sorts.contains(&key.sort()) && !seen.contains_key(key))
+            .copied()
+            .collect();
+        gone.iter().for_each(|key| self.map.missed(key));
+        for (key, object) in seen {
+            if self.map.actual(&key) != Some(&object) {
+                self.map.saw(key, object);
+            }
+        }
+    }
+
+    /// Notes that one object is there like this (`None`: is not there). Says whether that was news.
+    pub fn noted(&mut self, key: Key, object: Option<Object>) -> bool {
+        if self.map.actual(&key) == object.as_ref() {
+            return false;
+        }
+        match object {
+            Some(object) => self.map.saw(key, object),
+            None => self.map.missed(&key),
+        }
+        true
+    }
+
+    /// What to look at to compare all of it.
+    #[must_use]
+    pub fn scope(&self, sorts: BTreeSet<Sort>) -> Scope {
+        let mut scope = Scope { sorts, ..Scope::default() };
+        // Links, sysctls and their like stand first in the order of keys: the thousands of peers' objects are not walked.
+        let first_peer = Key::Nexthop(
+            crate::model::IfName::new("a").unwrap_or_else(|_| unreachable!("a valid name")),
+            std::net::Ipv4Addr::UNSPECIFIED.into(),
+        );
+        for key in self.map.all_desired().range(..first_peer).map(|(key, _)| key) {
+            match key {
+                Key::Sysctl(path) => drop(scope.sysctls.insert(path)),
+                Key::Link(dev) => drop(scope.links.insert(*dev)),
+                Key::DeviceSysctl(dev, sysctl) => drop(scope.device_sysctls.insert((*dev, *sysctl))),
+                Key::Address(dev, _) => drop(scope.links.insert(*dev)),
+                _ => {}
+            }
+        }
+        scope
+    }
+
+    /// The wishes and what is there.
+    #[must_use]
+    pub fn map(&self) -> &DeltaMap<Key, Wanted, Object> {
+        &self.map
+    }
+
+    /// What could not be wished for, by source.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.by_source.values().flat_map(|held| &held.problems)
+    }
+
+    /// The problems of one source.
+    #[must_use]
+    pub fn problems_of(&self, source: &Source) -> &[Problem] {
+        self.by_source.get(source).map(|held| held.problems.as_slice()).unwrap_or_default()
+    }
+
+    /// The objects that one source wants.
+    #[must_use]
+    pub fn keys_of(&self, source: &Source) -> &[Key] {
+        self.by_source.get(source).map(|held| held.keys.as_slice()).unwrap_or_default()
+    }
+
+    /// By which backends each pool's peers are sent to now.
+    #[must_use]
+    pub fn uses(&self) -> BTreeMap<PoolName, BTreeSet<BackendConfig>> {
+        self.uses.iter().map(|(pool, of_pool)| (pool.clone(), of_pool.keys().cloned().collect())).collect()
     }
 }

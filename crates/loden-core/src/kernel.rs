@@ -159,8 +159,6 @@ pub enum DeviceSysctl {
     AcceptDad,
     /// `net/ipv4/conf/DEV/rp_filter`: loose, since a peer may still send by the old backend during a switch.
     RpFilter,
-    /// `net/ipv4/conf/DEV/send_redirects`.
-    SendRedirects,
 }
 
 impl DeviceSysctl {
@@ -171,7 +169,6 @@ impl DeviceSysctl {
             Self::AcceptRa => ("ipv6", "accept_ra"),
             Self::AcceptDad => ("ipv6", "accept_dad"),
             Self::RpFilter => ("ipv4", "rp_filter"),
-            Self::SendRedirects => ("ipv4", "send_redirects"),
         };
         format!("net/{family}/conf/{dev}/{leaf}")
     }

@@ -15,4 +15,5 @@ pub mod kernel;
 pub mod masquerade;
 pub mod model;
 pub mod plan;
+pub mod underlay;
 pub mod view;

@@ -1,11 +1,13 @@
 //! The plan: what to do to the kernel, in an order in which nothing is ever missing in between. Its Display is the dry run.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::desired::Why;
-use crate::kernel::{Key, Object, Sort};
+use crate::desired::{Desired, Wanted, Why};
+use crate::kernel::link::{LinkChange, LinkKind};
+use crate::kernel::{Key, Object, Sort, Via};
 
 /// What a step does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -58,6 +60,41 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The steps that make what is there what is wanted.
+    #[must_use]
+    pub fn of(desired: &Desired) -> Self {
+        let mut plan = Self::default();
+        let mut refused_links = BTreeSet::new();
+        for (key, wanted, actual) in desired.map().differences() {
+            match judge(key, wanted, actual) {
+                Judgement::Do(verb) => plan.steps.push(Step {
+                    verb,
+                    key: *key,
+                    new: wanted.map(|wanted| wanted.object.clone()),
+                    old: actual.cloned(),
+                    why: wanted.map(|wanted| wanted.why.clone()),
+                }),
+                Judgement::Leave => {}
+                Judgement::Refuse(cause) => {
+                    refused_links.extend(key.device());
+                    plan.refused.push(Refusal { key: *key, cause });
+                }
+            }
+        }
+        // Nothing is put on a link that is somebody else's.
+        if !refused_links.is_empty() {
+            plan.steps.retain(|step| {
+                let via = match step.new {
+                    Some(Object::Route(Via::Nexthop(dev, _) | Via::Link(dev))) => Some(dev),
+                    _ => None,
+                };
+                !step.key.device().or(via).is_some_and(|dev| refused_links.contains(&dev))
+            });
+        }
+        plan.sort();
+        plan
+    }
+
     /// Whether there is nothing to do. Refusals do not count: they do not go away by doing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -68,31 +105,62 @@ impl Plan {
     /// opposite order (make before break). The nftables table goes first in every case: it is one transaction, and
     /// packets must find its rules before they find a route.
     pub(crate) fn sort(&mut self) {
-        let rank = |step: &Step| match (step.verb, step.key.sort()) {
-            (Verb::Remove, _) => 1,
-            _ => 0,
-        };
         self.steps.sort_by(|a, b| {
-            rank(a).cmp(&rank(b)).then_with(|| {
-                let forward = order(&a.key).cmp(&order(&b.key)).then_with(|| a.key.cmp(&b.key));
-                if a.verb == Verb::Remove && b.verb == Verb::Remove { forward.reverse() } else { forward }
+            let is_removal = |step: &Step| step.verb == Verb::Remove && step.key.sort() != Sort::Nft;
+            is_removal(a).cmp(&is_removal(b)).then_with(|| {
+                let forward = order(a).cmp(&order(b)).then_with(|| a.key.cmp(&b.key));
+                if is_removal(a) { forward.reverse() } else { forward }
             })
         });
     }
 }
 
-/// The place of an object in the order of making. Bridges go before their ports; a link goes before what is on it.
-fn order(key: &Key) -> u8 {
-    match key {
+/// What is to be done about a difference.
+enum Judgement {
+    Do(Verb),
+    Leave,
+    Refuse(String),
+}
+
+fn judge(key: &Key, wanted: Option<&Wanted>, actual: Option<&Object>) -> Judgement {
+    match (wanted.map(|wanted| &wanted.object), actual) {
+        (Some(Object::Link(link)), None) if matches!(link.kind, LinkKind::Veth { .. }) => Judgement::Refuse(
+            "it is gone: the pod's namespace was removed without a CNI DEL; its addresses are freed by the next GC".to_owned(),
+        ),
+        (Some(_), None) => Judgement::Do(Verb::Add),
+        (Some(Object::Link(wanted)), Some(Object::Link(actual))) => match wanted.change_from(actual) {
+            LinkChange::InPlace => Judgement::Do(Verb::Change),
+            LinkChange::Recreate => Judgement::Do(Verb::Recreate),
+            LinkChange::Refuse(difference) => Judgement::Refuse(format!(
+                "a device of this name is there that loden did not make, and {difference}. It is left alone: remove or \
+                 rename it, or configure another name"
+            )),
+        },
+        (Some(_), Some(_)) => Judgement::Do(Verb::Change),
+        // A pod's veth goes with the pod: only the plugin and its reaper remove it.
+        (None, Some(Object::Link(link))) if matches!(link.kind, LinkKind::Veth { .. }) => Judgement::Leave,
+        (None, Some(actual)) if actual.is_ours() => Judgement::Do(Verb::Remove),
+        (None, _) => {
+            debug_assert!(actual.is_some(), "{key} differs though it is neither wanted nor there");
+            Judgement::Leave
+        }
+    }
+}
+
+/// The place of a step in the order of making. A bridge goes before its ports; a link goes before what is on it.
+fn order(step: &Step) -> u8 {
+    let is_port = |object: &Object| matches!(object, Object::Link(link) if matches!(link.kind, LinkKind::Veth { .. }));
+    match step.key {
         Key::Sysctl(_) => 0,
         Key::Nft => 1,
-        Key::Link(_) => 2,
-        Key::DeviceSysctl(..) => 3,
-        Key::Address(..) => 4,
-        Key::Nexthop(..) => 5,
-        Key::Neighbour(..) => 6,
-        Key::Fdb(..) => 7,
-        Key::Route(..) => 8,
+        Key::Link(_) if !step.new.as_ref().is_some_and(is_port) => 2,
+        Key::Link(_) => 3,
+        Key::DeviceSysctl(..) => 4,
+        Key::Address(..) => 5,
+        Key::Nexthop(..) => 6,
+        Key::Neighbour(..) => 7,
+        Key::Fdb(..) => 8,
+        Key::Route(..) => 9,
     }
 }
 

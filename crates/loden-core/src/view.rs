@@ -1,1 +1,302 @@
-//! To come.
+//! The view: one picture of the cluster as this host sees it. Backends look at nothing else.
+//!
+//! [`View::put`] and [`View::delete`] take records in any order and say whose objects have to be thought over again; the
+//! picture depends only on the records that are there, never on the order in which they came.
+
+mod problem;
+
+pub use problem::Problem;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::config::cluster;
+use crate::desired::Source;
+use crate::model::{
+    Attachment, AttachmentKey, BackendConfig, Block, Entry, Family, IfName, Key, Node, NodeName, NodeUid, Pool,
+    PoolName, Prefix, Record,
+};
+use crate::underlay::Underlay;
+
+/// What is known of this host itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    /// This node's name.
+    pub node: NodeName,
+    /// This node's identity.
+    pub uid: NodeUid,
+    /// This node's labels.
+    pub labels: BTreeMap<String, String>,
+    /// The bridge that pods are attached to.
+    pub bridge: IfName,
+    /// The external interface; `None` while there is none that fits.
+    pub underlay: Option<Underlay>,
+}
+
+/// The picture.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// This host.
+    pub local: Local,
+    /// Pools that are in force.
+    pub pools: BTreeMap<PoolName, Pool>,
+    /// All nodes, this one too.
+    pub nodes: BTreeMap<NodeName, Arc<Node>>,
+    /// Blocks by their owner.
+    pub blocks: BTreeMap<NodeName, BTreeMap<Prefix, Block>>,
+    /// Pods attached on this host.
+    pub attachments: BTreeMap<AttachmentKey, Arc<Attachment>>,
+    /// Every pool record as it came, with the revision that first wrote it.
+    given_pools: BTreeMap<PoolName, (u64, Pool)>,
+    /// How many peers send with which backend, pool by pool.
+    senders: BTreeMap<PoolName, BTreeMap<BackendConfig, usize>>,
+    /// How many peers lack an underlay address of the family.
+    lacking: BTreeMap<Family, usize>,
+    /// Who owns which block.
+    owners: BTreeMap<Prefix, NodeName>,
+    /// What is wrong with the pools.
+    pool_problems: Vec<Problem>,
+}
+
+/// Whose objects have to be thought over again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Everybody's.
+    pub all: bool,
+    /// These ones'.
+    pub sources: BTreeSet<Source>,
+}
+
+impl Changed {
+    /// Adds another's.
+    pub fn merge(&mut self, other: Self) {
+        self.all |= other.all;
+        self.sources.extend(other.sources);
+    }
+
+    /// Whether nothing has to be.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.all && self.sources.is_empty()
+    }
+
+    fn all() -> Self {
+        Self { all: true, sources: BTreeSet::new() }
+    }
+
+    fn one(source: Source) -> Self {
+        Self { all: false, sources: BTreeSet::from([source]) }
+    }
+}
+
+impl View {
+    /// A picture of this host alone.
+    #[must_use]
+    pub fn new(local: Local) -> Self {
+        Self {
+            local,
+            pools: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            attachments: BTreeMap::new(),
+            given_pools: BTreeMap::new(),
+            senders: BTreeMap::new(),
+            lacking: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            pool_problems: Vec::new(),
+        }
+    }
+
+    /// Takes in a record.
+    pub fn put(&mut self, entry: &Entry) -> Changed {
+        match &entry.record {
+            Record::Pool(pool) => {
+                self.given_pools.insert(pool.name.clone(), (entry.created, pool.clone()));
+                self.judge_pools()
+            }
+            Record::Node(node) => self.put_node(Arc::new(node.clone())),
+            Record::Block(block) => self.put_block(block.clone()),
+            Record::Lease(_) => Changed::default(),
+        }
+    }
+
+    /// Takes a record out.
+    pub fn delete(&mut self, key: &Key) -> Changed {
+        match key {
+            Key::Pool(name) => {
+                self.given_pools.remove(name);
+                self.judge_pools()
+            }
+            Key::Node(name) => {
+                let Some(old) = self.nodes.remove(name) else { return Changed::default() };
+                self.count(&old, false);
+                self.changed_node(name)
+            }
+            Key::Block(cidr) => self.remove_block(*cidr),
+            Key::Lease(_) => Changed::default(),
+        }
+    }
+
+    /// Takes in what is known of this host.
+    pub fn set_local(&mut self, local: Local) -> Changed {
+        if local == self.local {
+            return Changed::default();
+        }
+        // This host counts neither as a sender nor as a peer, so its name has to be known to the counts.
+        debug_assert_eq!(local.node, self.local.node);
+        self.local = local;
+        Changed::all()
+    }
+
+    /// Takes in a pod's attachment, or its end.
+    pub fn set_attachment(&mut self, key: AttachmentKey, attachment: Option<Arc<Attachment>>) -> Changed {
+        let old = match attachment.clone() {
+            Some(new) => self.attachments.insert(key.clone(), new),
+            None => self.attachments.remove(&key),
+        };
+        if old == attachment { Changed::default() } else { Changed::one(Source::Attachment(key)) }
+    }
+
+    /// The peers: every node but this one.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values().filter(|node| node.name != self.local.node)
+    }
+
+    /// A node's blocks in a pool, lowest first.
+    pub fn blocks_in<'a>(&'a self, node: &NodeName, pool: &'a Pool) -> impl Iterator<Item = &'a Block> {
+        self.blocks
+            .get(node)
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .filter(|block| block.pool == pool.name && pool.cidr.covers(block.cidr))
+    }
+
+    /// This host's blocks in a pool, lowest first. A block of a namesake (another identity) is not ours.
+    pub fn own_blocks_in<'a>(&'a self, pool: &'a Pool) -> impl Iterator<Item = &'a Block> {
+        self.blocks_in(&self.local.node, pool).filter(|block| block.owner_uid == self.local.uid)
+    }
+
+    /// The backends that serve a pool here: its own, and those that some peer still sends with.
+    #[must_use]
+    pub fn active_backends<'a>(&'a self, pool: &'a Pool) -> Vec<&'a BackendConfig> {
+        let lingering = self.senders.get(&pool.name).into_iter().flat_map(BTreeMap::keys);
+        std::iter::once(&pool.backend).chain(lingering.filter(|other| **other != pool.backend)).collect()
+    }
+
+    /// Whether some peer has no underlay address of the family.
+    #[must_use]
+    pub fn some_peer_lacks(&self, family: Family) -> bool {
+        self.lacking.get(&family).is_some_and(|count| *count > 0)
+    }
+
+    /// Every prefix that is a block of somebody's.
+    pub fn taken_blocks(&self) -> impl Iterator<Item = (&Prefix, &NodeName)> {
+        self.owners.iter()
+    }
+
+    /// What is wrong with the records.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.pool_problems.iter()
+    }
+
+    fn put_node(&mut self, node: Arc<Node>) -> Changed {
+        let name = node.name.clone();
+        let old = self.nodes.insert(name.clone(), Arc::clone(&node));
+        if old.as_ref() == Some(&node) {
+            return Changed::default();
+        }
+        if let Some(old) = old {
+            self.count(&old, false);
+        }
+        self.count(&node, true);
+        self.changed_node(&name)
+    }
+
+    fn changed_node(&self, name: &NodeName) -> Changed {
+        if *name == self.local.node {
+            return Changed::default();
+        }
+        // What a peer sends with, and which families it has, decides which devices this host keeps.
+        Changed { all: false, sources: BTreeSet::from([Source::Local, Source::Peer(name.clone())]) }
+    }
+
+    /// Counts a peer in or out.
+    fn count(&mut self, node: &Node, is_in: bool) {
+        if node.name == self.local.node {
+            return;
+        }
+        let step = |count: &mut usize| *count = if is_in { *count + 1 } else { count.saturating_sub(1) };
+        for (pool, backends) in &node.sends {
+            let of_pool = self.senders.entry(pool.clone()).or_default();
+            for backend in backends {
+                step(of_pool.entry(backend.clone()).or_default());
+            }
+            of_pool.retain(|_, count| *count > 0);
+        }
+        for family in Family::ALL {
+            if node.underlay.get(family).is_none() {
+                step(self.lacking.entry(family).or_default());
+            }
+        }
+    }
+
+    fn put_block(&mut self, block: Block) -> Changed {
+        let cidr = block.cidr;
+        if self.owners.get(&cidr) == Some(&block.owner) && self.blocks[&block.owner].get(&cidr) == Some(&block) {
+            return Changed::default();
+        }
+        let mut changed = self.remove_block(cidr);
+        changed.sources.insert(self.source_of(&block.owner));
+        self.owners.insert(cidr, block.owner.clone());
+        self.blocks.entry(block.owner.clone()).or_default().insert(cidr, block);
+        changed
+    }
+
+    fn remove_block(&mut self, cidr: Prefix) -> Changed {
+        let Some(owner) = self.owners.remove(&cidr) else { return Changed::default() };
+        if let Some(blocks) = self.blocks.get_mut(&owner) {
+            blocks.remove(&cidr);
+            if blocks.is_empty() {
+                self.blocks.remove(&owner);
+            }
+        }
+        Changed::one(self.source_of(&owner))
+    }
+
+    fn source_of(&self, node: &NodeName) -> Source {
+        if *node == self.local.node { Source::Local } else { Source::Peer(node.clone()) }
+    }
+
+    /// Decides anew which pools are in force: the oldest first, each unless it is faulty or clashes with one before it.
+    /// A pool that was in force and has become faulty stays as it was.
+    fn judge_pools(&mut self) -> Changed {
+        let mut by_age: Vec<_> = self.given_pools.values().collect();
+        by_age.sort_by(|(a_created, a), (b_created, b)| a_created.cmp(b_created).then_with(|| a.name.cmp(&b.name)));
+        let mut accepted: BTreeMap<PoolName, Pool> = BTreeMap::new();
+        let mut problems = Vec::new();
+        for (_, given) in by_age {
+            let fault = cluster::check_pool(given)
+                .and_then(|()| cluster::check_together(accepted.values(), given));
+            match fault {
+                Ok(()) => {
+                    accepted.insert(given.name.clone(), given.clone());
+                }
+                Err(error) => {
+                    problems.push(Problem::new(format!("pool {}", given.name), error.to_string()));
+                    let former = self.pools.get(&given.name);
+                    if let Some(former) = former
+                        && cluster::check_together(accepted.values(), former).is_ok()
+                    {
+                        accepted.insert(former.name.clone(), former.clone());
+                    }
+                }
+            }
+        }
+        self.pool_problems = problems;
+        if accepted == self.pools {
+            return Changed::default();
+        }
+        self.pools = accepted;
+        Changed::all()
+    }
+}

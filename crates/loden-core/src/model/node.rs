@@ -1,6 +1,6 @@
 //! A node: where its underlay is, what it can take in, what it still sends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -87,10 +87,10 @@ pub struct Node {
     /// What it is ready to take in.
     #[serde(default)]
     pub receives: Vec<Receive>,
-    /// The backend that it now sends with, pool by pool. A peer keeps the receiving side of a backend for as long as
+    /// The backends that it now sends with, pool by pool. A peer keeps the receiving side of a backend for as long as
     /// anybody sends with it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub sends: BTreeMap<PoolName, BackendConfig>,
+    pub sends: BTreeMap<PoolName, BTreeSet<BackendConfig>>,
     /// Keys that this version does not know, kept for the newer node that wrote them.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,

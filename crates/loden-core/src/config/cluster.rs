@@ -1,0 +1,148 @@
+//! The cluster's configuration: its pools.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::ConfigError;
+use super::fields::{Fields, nearest};
+use crate::model::{BackendConfig, Family, HostGwConfig, Pool, PoolName, Prefix, Vni, VxlanConfig};
+
+/// Parses a file of `[[pool]]` tables and checks each and all together.
+///
+/// # Errors
+/// [`ConfigError`] for the first fault.
+pub fn parse_pools(file: Value) -> Result<Vec<Pool>, ConfigError> {
+    let mut fields = Fields::new("", file)?;
+    let mut pools: Vec<Pool> = Vec::new();
+    for table in fields.tables("pool")? {
+        let pool = parse_pool(table)?;
+        check_pool(&pool)?;
+        check_together(pools.iter(), &pool)?;
+        if pools.iter().any(|other| other.name == pool.name) {
+            return Err(ConfigError::Clash {
+                pool: pool.name.to_string(),
+                with: pool.name.to_string(),
+                why: "the name is there twice".to_owned(),
+            });
+        }
+        pools.push(pool);
+    }
+    fields.finish()?;
+    Ok(pools)
+}
+
+fn parse_pool(mut fields: Fields) -> Result<Pool, ConfigError> {
+    let name: PoolName =
+        fields.parsed("name")?.ok_or_else(|| fields.missing("name", "a name for the pool, such as \"default\""))?;
+    let cidr: Prefix = fields
+        .parsed("cidr")?
+        .ok_or_else(|| fields.missing("cidr", "the pool's addresses, such as \"10.244.0.0/16\""))?;
+    let block_len = match fields.number("block_len", 0, 128)? {
+        Some(len) => u8::try_from(len).unwrap_or(u8::MAX),
+        None => default_block_len(cidr),
+    };
+    let nat_outgoing = fields.flag("nat_outgoing")?.unwrap_or(true);
+    let node_selector = fields.labels("node_selector")?;
+    let backend = match fields.table("backend")? {
+        Some(table) => parse_backend(table)?,
+        None => BackendConfig::Vxlan(VxlanConfig::default()),
+    };
+    fields.finish()?;
+    Ok(Pool { name, cidr, block_len, backend, nat_outgoing, node_selector, unknown: BTreeMap::new() })
+}
+
+/// A block as large as flannel's default: /24 or /64; a quarter of the pool when the pool is no larger than that.
+fn default_block_len(cidr: Prefix) -> u8 {
+    let usual = if cidr.family() == Family::V4 { 24 } else { 64 };
+    if cidr.len() + 2 <= usual { usual } else { (cidr.len() + 2).min(cidr.family().bits()) }
+}
+
+fn parse_backend(mut fields: Fields) -> Result<BackendConfig, ConfigError> {
+    let kind = fields.text("type")?.ok_or_else(|| fields.missing("type", "\"vxlan\" or \"host-gw\""))?;
+    let backend = match kind.as_str() {
+        "vxlan" => {
+            let usual = VxlanConfig::default();
+            let vni = fields.number("vni", 1, (1 << 24) - 1)?.map_or(Ok(usual.vni), Vni::new);
+            BackendConfig::Vxlan(VxlanConfig {
+                vni: vni.map_err(|error| fields.invalid("vni", &"given", &error.to_string()))?,
+                port: fields.number("port", 1, 65535)?.map_or(usual.port, |port| port as u16),
+                mtu: fields.number("mtu", 68, 65535)?,
+                gbp: fields.flag("gbp")?.unwrap_or(usual.gbp),
+                direct_routing: fields.flag("direct_routing")?.unwrap_or(usual.direct_routing),
+            })
+        }
+        "host-gw" => BackendConfig::HostGw(HostGwConfig {}),
+        other => {
+            let meant = match nearest(other, ["vxlan", "host-gw"].into_iter()) {
+                Some(known) => format!("did you mean \"{known}\"?"),
+                None => "\"vxlan\" or \"host-gw\" was meant".to_owned(),
+            };
+            return Err(fields.invalid("type", &format!("{other:?}"), &meant));
+        }
+    };
+    fields.finish()?;
+    Ok(backend)
+}
+
+/// Checks a pool by itself.
+///
+/// # Errors
+/// [`ConfigError::Invalid`] for the first fault.
+pub fn check_pool(pool: &Pool) -> Result<(), ConfigError> {
+    let invalid = |key: &str, value: String, meant: String| {
+        Err(ConfigError::Invalid { key: format!("pool.{}.{key}", pool.name), value, meant })
+    };
+    let bits = pool.cidr.family().bits();
+    // A block needs room for the network's own address, the gateway, a pod and (IPv4) the broadcast address.
+    if pool.block_len > bits - 2 {
+        return invalid(
+            "block_len",
+            pool.block_len.to_string(),
+            format!("a block needs at least four addresses: at most {} for {}", bits - 2, pool.cidr.family()),
+        );
+    }
+    if pool.block_len < pool.cidr.len() {
+        return invalid(
+            "block_len",
+            pool.block_len.to_string(),
+            format!("a block of /{} is larger than the pool {}: at least {} was meant", pool.block_len, pool.cidr, pool.cidr.len()),
+        );
+    }
+    let network = pool.cidr.network();
+    if network.is_multicast() || network.is_loopback() || network.is_unspecified() {
+        return invalid("cidr", pool.cidr.to_string(), "addresses for pods must be unicast and not loopback".to_owned());
+    }
+    match &pool.backend {
+        BackendConfig::Vxlan(vxlan) if vxlan.port == 0 => {
+            invalid("backend.port", "0".to_owned(), "a UDP port from 1 to 65535 was meant".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks a pool against those that are in force.
+///
+/// # Errors
+/// [`ConfigError::Clash`] for the first one that it cannot live with.
+pub fn check_together<'a>(others: impl Iterator<Item = &'a Pool>, pool: &Pool) -> Result<(), ConfigError> {
+    for other in others.filter(|other| other.name != pool.name) {
+        let clash = |why: String| {
+            Err(ConfigError::Clash { pool: pool.name.to_string(), with: other.name.to_string(), why })
+        };
+        if other.cidr.overlaps(pool.cidr) {
+            return clash(format!("{} overlaps {}; choose addresses that are in no other pool", pool.cidr, other.cidr));
+        }
+        if let (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) = (&other.backend, &pool.backend)
+            && a.vni == b.vni
+            && (a.port, a.gbp) != (b.port, b.gbp)
+        {
+            return clash(format!(
+                "both use VNI {}, which is one device, but with other ports or group policy (port {} and {}); \
+                 give them different VNIs",
+                a.vni, b.port, a.port
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! One node's configuration: `/etc/loden/lodend.toml`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde_json::Value;
+
+use super::ConfigError;
+use super::fields::{Fields, nearest};
+use crate::model::{Family, IfName, NodeName, PerFamily};
+
+/// What `lodend` is told about its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// `node`: this node's name; default: the host's name.
+    pub node: Option<NodeName>,
+    /// `store`: where the cluster's state is; default `sqlite:/var/lib/loden/loden.db`.
+    pub store: String,
+    /// `run_dir`: what lives as long as the pods; default `/run/loden`.
+    pub run_dir: String,
+    /// `state_dir`: what survives a reboot (the node's identity); default `/var/lib/loden`.
+    pub state_dir: String,
+    /// `iface`: the external interface, by name or address; several are tried in order.
+    pub iface: Vec<String>,
+    /// `iface_regex`: the same by a regular expression over names.
+    pub iface_regex: Option<String>,
+    /// `iface_can_reach`: the same by the route to this address.
+    pub iface_can_reach: Option<IpAddr>,
+    /// `public_ip` and `public_ipv6`: what peers dial, when it is not the interface's own address.
+    pub public: PerFamily<IpAddr>,
+    /// `bridge`: the bridge for pods; default `cni0`.
+    pub bridge: IfName,
+    /// `labels`: this node's labels, for pools' node selectors.
+    pub labels: BTreeMap<String, String>,
+    /// `listen`: where `/metrics`, `/healthz` and `/readyz` are served besides the Unix socket; default: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// `log`: `text` or `json`; default `text`.
+    pub log_json: bool,
+    /// `log_level`: a filter such as `info` or `lodend=debug`; default `info`.
+    pub log_level: String,
+    /// `resync_seconds`: how often everything is looked at again though nothing was reported; 5 to 86400, default 60.
+    pub resync_seconds: u32,
+}
+
+impl NodeConfig {
+    /// Parses the file's tree.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first fault.
+    pub fn parse(file: Value) -> Result<Self, ConfigError> {
+        let mut fields = Fields::new("", file)?;
+        let bridge = IfName::new("cni0").map_err(|error| fields.invalid("bridge", &"cni0", &error.to_string()))?;
+        let mut public = PerFamily::default();
+        for (family, key) in [(Family::V4, "public_ip"), (Family::V6, "public_ipv6")] {
+            if let Some(addr) = fields.parsed::<IpAddr>(key)? {
+                if Family::of(addr) != family {
+                    return Err(fields.invalid(key, &addr, &format!("an {family} address was meant")));
+                }
+                public.set(family, addr);
+            }
+        }
+        let log_json = match fields.text("log")?.as_deref() {
+            None | Some("text") => false,
+            Some("json") => true,
+            Some(other) => {
+                let near = nearest(other, ["text", "json"].into_iter()).unwrap_or("text");
+                return Err(fields.invalid("log", &format!("{other:?}"), &format!("\"{near}\" was probably meant")));
+            }
+        };
+        let text = |fields: &mut Fields, key, usual: &str| {
+            fields.text(key).map(|given| given.unwrap_or_else(|| usual.to_owned()))
+        };
+        let config = Self {
+            node: fields.parsed("node")?,
+            store: text(&mut fields, "store", "sqlite:/var/lib/loden/loden.db")?,
+            run_dir: text(&mut fields, "run_dir", "/run/loden")?,
+            state_dir: text(&mut fields, "state_dir", "/var/lib/loden")?,
+            iface: fields.texts("iface")?,
+            iface_regex: fields.text("iface_regex")?,
+            iface_can_reach: fields.parsed("iface_can_reach")?,
+            public,
+            bridge: fields.parsed("bridge")?.unwrap_or(bridge),
+            labels: fields.labels("labels")?,
+            listen: fields.parsed("listen")?,
+            log_json,
+            log_level: text(&mut fields, "log_level", "info")?,
+            resync_seconds: fields.number("resync_seconds", 5, 86_400)?.unwrap_or(60),
+        };
+        fields.finish()?;
+        Ok(config)
+    }
+}

@@ -1,0 +1,46 @@
+//! Where a wish comes from: for people who ask why an object is there, and for thinking over only what changed.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::model::{AttachmentKey, NodeName, PoolName};
+
+/// What in the view an object comes from. When it changes, only its objects are thought over again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// This host itself: its devices, sysctls, rules.
+    Local,
+    /// A peer.
+    Peer(NodeName),
+    /// A pod here.
+    Attachment(AttachmentKey),
+}
+
+/// Why an object is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Why {
+    /// What in the view it comes from.
+    pub source: Source,
+    /// The pool that it serves, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
+    /// What the object does, in a few words.
+    pub role: &'static str,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.role)?;
+        match &self.source {
+            Source::Local => {}
+            Source::Peer(node) => write!(f, " of node {node}")?,
+            Source::Attachment(key) => write!(f, " of attachment {key}")?,
+        }
+        if let Some(pool) = &self.pool {
+            write!(f, ", pool {pool}")?;
+        }
+        Ok(())
+    }
+}
