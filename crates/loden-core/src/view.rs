@@ -157,6 +157,14 @@ impl View {
         if old == attachment { Changed::default() } else { Changed::one(Source::Attachment(key)) }
     }
 
+    /// The keys of all records that were taken in.
+    #[must_use]
+    pub fn known_keys(&self) -> Vec<Key> {
+        let pools = self.given_pools.keys().cloned().map(Key::Pool);
+        let nodes = self.nodes.keys().cloned().map(Key::Node);
+        pools.chain(nodes).chain(self.owners.keys().copied().map(Key::Block)).collect()
+    }
+
     /// The peers: every node but this one.
     pub fn peers(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.nodes.values().filter(|node| node.name != self.local.node)

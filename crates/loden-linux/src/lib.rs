@@ -1,1 +1,23 @@
-//! To come.
+//! The kernel, for real: netlink driver, nftables, namespaces, sysctls. The only crate of loden's that may use `unsafe`.
+//!
+//! [`LinuxKernel`] is the seam's real implementation: it observes what is loden's and applies plans. Below it are
+//! [`netlink`] (sockets, batches, attributes), [`rt`] (links, addresses, routes, … as messages) and `nft`.
+
+pub mod error;
+pub mod lock;
+pub mod monitor;
+pub mod netlink;
+pub mod netns;
+pub mod nft;
+pub mod rt;
+pub mod run_dir;
+pub mod spawn;
+pub mod sysctl;
+pub mod underlay;
+
+mod apply;
+mod index;
+mod observe;
+
+pub use error::LinuxError;
+pub use observe::LinuxKernel;

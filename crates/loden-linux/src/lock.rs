@@ -1,0 +1,88 @@
+//! Locks between processes: `flock` on a file, with a deadline.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::error::LinuxError;
+
+/// The pauses between tries: they begin short, since a holder is done in well under a millisecond, and end at what thousands
+/// of waiters can sleep without the machine noticing. A blocking `flock` would wait no longer but has no deadline.
+const PAUSE_FIRST: Duration = Duration::from_micros(50);
+const PAUSE_MOST: Duration = Duration::from_millis(2);
+
+/// A lock that is held until it is dropped or its process ends.
+#[derive(Debug)]
+pub struct FileLock(File);
+
+impl FileLock {
+    /// Takes the lock, waiting for it until the deadline.
+    ///
+    /// # Errors
+    /// [`LinuxError::System`] with ETIMEDOUT when somebody else held it all the time.
+    pub fn acquire(path: &Path, deadline: Instant) -> Result<Self, LinuxError> {
+        let file = open(path)?;
+        let mut pause = PAUSE_FIRST;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self(file)),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(error) => return Err(LinuxError::system(format!("lock {}", path.display()), error)),
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(LinuxError::system(format!("lock {}", path.display()), Errno::TIMEDOUT));
+            }
+            thread::sleep(pause.min(left));
+            pause = (pause * 2).min(PAUSE_MOST);
+        }
+    }
+
+    /// Takes the lock if it is free and writes this process's number into the file; else says who holds it.
+    ///
+    /// # Errors
+    /// [`LinuxError::System`].
+    pub fn try_acquire(path: &Path) -> Result<Result<Self, String>, LinuxError> {
+        let what = || format!("lock {}", path.display());
+        let mut file = open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                file.read_to_string(&mut holder).map_err(|error| LinuxError::system(what(), error))?;
+                return Ok(Err(holder.trim().to_owned()));
+            }
+            Err(error) => return Err(LinuxError::system(what(), error)),
+        }
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(|error| LinuxError::system(what(), error))?;
+        Ok(Ok(Self(file)))
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing the file would do, but a child that inherited it must not keep the lock.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn open(path: &Path) -> Result<File, LinuxError> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| LinuxError::system(format!("lock {}", path.display()), error))
+}

@@ -1,0 +1,129 @@
+//! nfnetlink messages as the model's table. What loden would never write comes back as something that differs.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use loden_core::kernel::nft::{
+    Chain, ChainKind, Element, Hook, HookPoint, Rule, Set, SetData, SetKey, Verdict,
+};
+use loden_core::model::{Family, Prefix};
+
+use super::encode::{DATA_VERDICT, INTERVAL_END, TYPE_V6, set_flag};
+use crate::netlink::attr::{Attrs, be32, ip, text};
+
+/// Keys of a set as the kernel lists them: (address, whether it begins something) → verdict. An end sorts before a beginning.
+pub type Keys = BTreeMap<(IpAddr, bool), Option<Verdict>>;
+
+/// A set without its elements.
+pub fn set(attrs: Attrs<'_>) -> Option<(String, Set)> {
+    let number = |kind| attrs.find(kind).and_then(be32).unwrap_or(0);
+    let family = if number(4) == TYPE_V6 { Family::V6 } else { Family::V4 };
+    let flags = number(3);
+    let set = Set {
+        key: if flags & set_flag::INTERVAL != 0 { SetKey::Prefix(family) } else { SetKey::Address(family) },
+        data: if flags & set_flag::MAP != 0 && number(6) == DATA_VERDICT { SetData::Verdict } else { SetData::None },
+        elements: BTreeMap::new(),
+    };
+    Some((attrs.find(2).and_then(text)?.to_owned(), set))
+}
+
+/// Adds the keys of one message.
+pub fn elements(attrs: Attrs<'_>, keys: &mut Keys) {
+    for (_, element) in attrs.find(3).map(Attrs::new).into_iter().flatten() {
+        let element = Attrs::new(element);
+        let Some(addr) = element.find(1).and_then(|key| Attrs::new(key).find(1)).and_then(ip) else { continue };
+        let is_end = element.find(3).and_then(be32).unwrap_or(0) & INTERVAL_END != 0;
+        let verdict = element.find(2).and_then(|data| Attrs::new(data).find(2)).and_then(verdict);
+        keys.insert((addr, !is_end), verdict);
+    }
+}
+
+/// Makes elements of keys: an interval's two ends become its prefix.
+pub fn assemble(key: SetKey, keys: Keys) -> BTreeMap<Element, Option<Verdict>> {
+    let SetKey::Prefix(family) = key else {
+        return keys.into_iter().map(|((addr, _), verdict)| (Element::Address(addr), verdict)).collect();
+    };
+    let mut elements = BTreeMap::new();
+    let mut open: Option<(IpAddr, Option<Verdict>)> = None;
+    for ((addr, begins), verdict) in keys {
+        if let Some((begin, verdict)) = open.take() {
+            elements.insert(interval(family, begin, number(addr).checked_sub(1)), verdict);
+        }
+        if begins {
+            open = Some((addr, verdict));
+        }
+    }
+    if let Some((begin, verdict)) = open {
+        elements.insert(interval(family, begin, None), verdict);
+    }
+    elements
+}
+
+/// The prefix from `begin` to `last` (`None`: to the end). A range that is no prefix shows as its first address alone.
+fn interval(family: Family, begin: IpAddr, last: Option<u128>) -> Element {
+    let bits = family.bits();
+    let end = last.unwrap_or_else(|| if family == Family::V4 { u128::from(u32::MAX) } else { u128::MAX });
+    let len = (0..=bits).find(|len| {
+        let prefix = Prefix::holding(begin, *len);
+        prefix.network() == begin && number(prefix.last()) == end
+    });
+    Element::Prefix(Prefix::holding(begin, len.unwrap_or(bits)))
+}
+
+fn number(addr: IpAddr) -> u128 {
+    match addr {
+        IpAddr::V4(addr) => u32::from(addr).into(),
+        IpAddr::V6(addr) => addr.into(),
+    }
+}
+
+/// A chain without its rules.
+pub fn chain(attrs: Attrs<'_>) -> Option<(String, Chain)> {
+    let hook = attrs.find(4).map(Attrs::new).and_then(|hook| {
+        let point = match hook.find(1).and_then(be32)? {
+            0 => HookPoint::Prerouting,
+            1 => HookPoint::Input,
+            2 => HookPoint::Forward,
+            3 => HookPoint::Output,
+            4 => HookPoint::Postrouting,
+            _ => return None,
+        };
+        let kind = if attrs.find(7).and_then(text) == Some("nat") { ChainKind::Nat } else { ChainKind::Filter };
+        Some(Hook { kind, point, priority: hook.find(2).and_then(be32)?.cast_signed() })
+    });
+    Some((attrs.find(3).and_then(text)?.to_owned(), Chain { hook, rules: Vec::new() }))
+}
+
+/// A rule, known by its comment; one without a comment of loden's has a digest that no wanted rule has.
+pub fn rule(attrs: Attrs<'_>) -> Rule {
+    attrs
+        .find(7)
+        .and_then(comment)
+        .and_then(Rule::from_kernel_comment)
+        .unwrap_or_else(|| Rule { comment: "a rule that loden did not write".to_owned(), exprs: Vec::new(), digest: 0 })
+}
+
+/// The comment among libnftables' user data: (type, length, text) one behind the other; type 0 is the comment.
+fn comment(mut userdata: &[u8]) -> Option<&str> {
+    loop {
+        let (kind, len) = (*userdata.first()?, usize::from(*userdata.get(1)?));
+        let value = userdata.get(2..2 + len)?;
+        if kind == 0 {
+            return text(value);
+        }
+        userdata = &userdata[2 + len..];
+    }
+}
+
+fn verdict(bytes: &[u8]) -> Option<Verdict> {
+    let attrs = Attrs::new(bytes);
+    let chain = || attrs.find(2).and_then(text).map(str::to_owned);
+    Some(match attrs.find(1).and_then(be32)?.cast_signed() {
+        0 => Verdict::Drop,
+        1 => Verdict::Accept,
+        -3 => Verdict::Jump(chain()?),
+        -4 => Verdict::Goto(chain()?),
+        -5 => Verdict::Return,
+        _ => return None,
+    })
+}

@@ -1,0 +1,234 @@
+//! The real kernel: reads what is loden's. What carries no mark of loden's is neither returned nor touched.
+
+use std::collections::BTreeSet;
+
+use loden_core::kernel::{Kernel, KernelError, Key, Object, Observed, PARKED_GROUP, Scope, Sort, Via};
+use loden_core::model::Family;
+use loden_core::plan::Step;
+
+use crate::error::LinuxError;
+use crate::index::Index;
+use crate::netlink::{Protocol, Socket, Writer};
+use crate::nft::Nft;
+use crate::rt::{address, link, neighbour, nexthop, route};
+use crate::sysctl;
+
+/// The kernel of the network namespace of the thread that opens it.
+#[derive(Debug)]
+pub struct LinuxKernel {
+    pub(crate) socket: Socket,
+    pub(crate) nft: Nft,
+    pub(crate) index: Index,
+    pub(crate) writer: Writer,
+}
+
+impl LinuxKernel {
+    /// Opens the sockets.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn open() -> Result<Self, LinuxError> {
+        Ok(Self {
+            socket: Socket::open(Protocol::Route)?,
+            nft: Nft::open()?,
+            index: Index::default(),
+            writer: Writer::default(),
+        })
+    }
+
+    /// The port of the socket that changes things: the monitor leaves out what it caused.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// The nftables side.
+    pub fn nft(&mut self) -> &mut Nft {
+        &mut self.nft
+    }
+
+    /// Renews what is known of links and says which are in scope: those of loden's group, and those asked for by name.
+    fn links(&mut self, scope: &Scope) -> Result<Vec<link::Seen>, LinuxError> {
+        self.writer.clear();
+        link::list(&mut self.writer);
+        let all = self.socket.dump("list links", &mut self.writer, Vec::new, |all: &mut Vec<_>, message| {
+            all.extend(link::parse(message.payload));
+        })?;
+        self.index.clear_links();
+        for seen in &all {
+            self.index.put_link(seen.name, seen.index, seen.link.kind.name() == "vxlan");
+        }
+        Ok(all.into_iter().filter(|seen| seen.is_ours() || scope.links.contains(&seen.name)).collect())
+    }
+
+    fn observe_links(&self, links: &[link::Seen], out: &mut Observed) {
+        for seen in links.iter().filter(|seen| seen.link.group != PARKED_GROUP) {
+            let link = seen.clone().resolve(|number| self.index.name(number));
+            out.insert(Key::Link(seen.name), Object::Link(Box::new(link)));
+        }
+    }
+
+    fn observe_addresses(&mut self, links: &[link::Seen], out: &mut Observed) -> Result<(), LinuxError> {
+        let numbers: BTreeSet<u32> = links.iter().map(|seen| seen.index).collect();
+        self.writer.clear();
+        address::list(&mut self.writer);
+        let all = self.socket.dump("list addresses", &mut self.writer, Vec::new, |all: &mut Vec<_>, message| {
+            all.extend(address::parse(message.payload).filter(|seen| numbers.contains(&seen.index)));
+        })?;
+        for seen in all {
+            if let Some(dev) = self.index.name(seen.index) {
+                out.insert(Key::Address(dev, seen.net), Object::Address { ours: seen.ours });
+            }
+        }
+        Ok(())
+    }
+
+    /// Nexthop objects are always read whole: their numbers are needed for routes and for making new ones.
+    fn observe_nexthops(&mut self, out: &mut Observed) -> Result<(), LinuxError> {
+        self.writer.clear();
+        nexthop::list(&mut self.writer);
+        let listed = self.socket.dump("list nexthops", &mut self.writer, Vec::new, |all: &mut Vec<_>, message| {
+            all.extend(nexthop::parse(message.payload));
+        });
+        self.index.clear_nexthops();
+        for seen in listed? {
+            self.index.saw_nexthop_number(seen.id);
+            if let (true, Some((number, gateway))) = (seen.ours, seen.leads_to)
+                && let Some(dev) = self.index.name(number)
+            {
+                self.index.put_nexthop(dev, gateway, seen.id);
+                out.insert(Key::Nexthop(dev, gateway), Object::Nexthop);
+            }
+        }
+        Ok(())
+    }
+
+    fn observe_neighbours(&mut self, links: &[link::Seen], out: &mut Observed) -> Result<(), LinuxError> {
+        for seen in links.iter().filter(|seen| seen.is_ours()) {
+            for family in Family::ALL {
+                self.writer.clear();
+                neighbour::list(&mut self.writer, family, seen.index);
+                self.read_neighbours("list neighbours", out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn observe_fdb(&mut self, links: &[link::Seen], out: &mut Observed) -> Result<(), LinuxError> {
+        for seen in links.iter().filter(|seen| seen.is_ours() && seen.link.kind.name() == "vxlan") {
+            self.writer.clear();
+            neighbour::list_fdb(&mut self.writer, seen.index);
+            self.read_neighbours("list forwarding entries", out)?;
+        }
+        Ok(())
+    }
+
+    fn read_neighbours(&mut self, what: &str, out: &mut Observed) -> Result<(), LinuxError> {
+        let listed = self.socket.dump(what, &mut self.writer, Vec::new, |all: &mut Vec<_>, message| {
+            all.extend(neighbour::parse(message.payload));
+        });
+        match listed {
+            Ok(all) => out.extend(all.into_iter().filter_map(|seen| neighbour_object(&self.index, seen))),
+            // The device went away between the listings: so did its entries.
+            Err(error) if error.errno() == libc::ENODEV => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn observe_routes(&mut self, out: &mut Observed) -> Result<(), LinuxError> {
+        for family in Family::ALL {
+            let all = route::read(&mut self.socket, family, loden_core::kernel::PROTOCOL)?;
+            out.extend(all.into_iter().filter_map(|seen| route_object(&self.index, seen)));
+        }
+        Ok(())
+    }
+
+    fn observe_sysctls(scope: &Scope, out: &mut Observed) -> Result<(), LinuxError> {
+        for path in &scope.sysctls {
+            if let Some(value) = sysctl::read(path)? {
+                out.insert(Key::Sysctl(path), Object::Sysctl(value));
+            }
+        }
+        for (dev, which) in &scope.device_sysctls {
+            if let Some(value) = sysctl::read(&which.path(*dev))? {
+                out.insert(Key::DeviceSysctl(*dev, *which), Object::Sysctl(value));
+            }
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, scope: &Scope) -> Result<Observed, LinuxError> {
+        let mut out = Observed::new();
+        let wants = |sort| scope.sorts.contains(&sort);
+        let needs_links = scope.sorts.iter().any(|sort| !matches!(sort, Sort::Sysctl | Sort::Nft));
+        let links = if needs_links { self.links(scope)? } else { Vec::new() };
+        if wants(Sort::Sysctl) {
+            Self::observe_sysctls(scope, &mut out)?;
+        }
+        if wants(Sort::Nft)
+            && let Some(table) = self.nft.observe()?
+        {
+            out.insert(Key::Nft, Object::Nft(Box::new(table)));
+        }
+        if wants(Sort::Link) {
+            self.observe_links(&links, &mut out);
+        }
+        if wants(Sort::Address) {
+            self.observe_addresses(&links, &mut out)?;
+        }
+        if wants(Sort::Nexthop) {
+            self.observe_nexthops(&mut out)?;
+        }
+        if wants(Sort::Neighbour) {
+            self.observe_neighbours(&links, &mut out)?;
+        }
+        if wants(Sort::Fdb) {
+            self.observe_fdb(&links, &mut out)?;
+        }
+        if wants(Sort::Route) {
+            self.observe_routes(&mut out)?;
+        }
+        Ok(out)
+    }
+}
+
+impl Kernel for LinuxKernel {
+    fn observe(&mut self, scope: &Scope) -> Result<Observed, KernelError> {
+        self.look(scope).map_err(|error| {
+            let object = match &error {
+                LinuxError::Netlink { what, .. } | LinuxError::System { what, .. } => what.clone(),
+                _ => "the kernel's tables".to_owned(),
+            };
+            error.about(object)
+        })
+    }
+
+    fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), KernelError>> {
+        self.carry_out(steps)
+    }
+}
+
+/// A neighbour or forwarding entry in the model's terms.
+pub(crate) fn neighbour_object(index: &Index, seen: neighbour::Seen) -> Option<(Key, Object)> {
+    Some(match seen {
+        neighbour::Seen::Neighbour(number, addr, mac) => {
+            (Key::Neighbour(index.name(number)?, addr), Object::Neighbour(mac))
+        }
+        neighbour::Seen::Fdb(number, mac, dst) => (Key::Fdb(index.name(number)?, mac), Object::Fdb(dst)),
+    })
+}
+
+/// A route in the model's terms; one of a form that loden does not make is shown as a blackhole, so that it is put right.
+pub(crate) fn route_object(index: &Index, seen: route::Seen) -> Option<(Key, Object)> {
+    if seen.table != loden_core::kernel::TABLE_MAIN || seen.protocol != loden_core::kernel::PROTOCOL {
+        return None;
+    }
+    let via = match seen.to {
+        Some(route::To::Gateway(number, gateway)) => Via::Nexthop(index.name(number)?, gateway),
+        Some(route::To::Link(number)) => Via::Link(index.name(number)?),
+        Some(route::To::Nexthop(id)) => index.nexthop_by_number(id).map(|(dev, gateway)| Via::Nexthop(dev, gateway))?,
+        Some(route::To::Blackhole) | None => Via::Blackhole,
+    };
+    Some((Key::Route(seen.prefix, seen.priority), Object::Route(via)))
+}

@@ -1,0 +1,283 @@
+//! Links as messages: made in one, changed in place setting by setting.
+
+use loden_core::kernel::LINK_GROUP;
+use loden_core::kernel::link::{Bridge, Link, LinkKind, Vxlan};
+use loden_core::model::{IfName, Mac, Vni};
+
+use crate::netlink::attr::{Attrs, Writer, ip, mac, text, u16_at, u32_at};
+use crate::netlink::socket::{CREATE, DUMP, EXCL};
+
+/// `RTM_NEWLINK`.
+pub const NEW: u16 = 16;
+/// `RTM_DELLINK`.
+pub const DEL: u16 = 17;
+/// `RTM_GETLINK`.
+pub const GET: u16 = 18;
+/// `RTM_SETLINK`.
+pub const SET: u16 = 19;
+
+/// Length of `struct ifinfomsg`.
+pub const INFO: usize = 16;
+const IFF_UP: u32 = 1;
+
+/// `IFLA_*`.
+pub mod ifla {
+    #![expect(missing_docs, reason = "the kernel's names, linux/if_link.h")]
+    pub const ADDRESS: u16 = 1;
+    pub const IFNAME: u16 = 3;
+    pub const MTU: u16 = 4;
+    pub const LINK: u16 = 5;
+    pub const MASTER: u16 = 10;
+    pub const LINKINFO: u16 = 18;
+    pub const AF_SPEC: u16 = 26;
+    pub const GROUP: u16 = 27;
+    pub const NET_NS_FD: u16 = 28;
+    pub const EXT_MASK: u16 = 29;
+    pub const INFO_KIND: u16 = 1;
+    pub const INFO_DATA: u16 = 2;
+    pub const INET6_ADDR_GEN_MODE: u16 = 8;
+    pub const BR_MCAST_SNOOPING: u16 = 23;
+    pub const VXLAN_ID: u16 = 1;
+    pub const VXLAN_LINK: u16 = 3;
+    pub const VXLAN_LOCAL: u16 = 4;
+    pub const VXLAN_LEARNING: u16 = 7;
+    pub const VXLAN_PORT: u16 = 15;
+    pub const VXLAN_LOCAL6: u16 = 17;
+    pub const VXLAN_GBP: u16 = 23;
+}
+
+/// A link as the kernel reports it; names of other links are still numbers.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: IfName,
+    /// All else; `master` and the VXLAN underlay are filled in by [`Seen::resolve`].
+    pub link: Link,
+    /// The number of its master.
+    pub master: Option<u32>,
+    /// The number of the VXLAN device's underlay.
+    pub underlay: Option<u32>,
+}
+
+/// `struct ifinfomsg`.
+#[must_use]
+pub fn info(index: u32, flags: u32, change: u32) -> [u8; INFO] {
+    let mut bytes = [0; INFO];
+    bytes[4..8].copy_from_slice(&index.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&change.to_ne_bytes());
+    bytes
+}
+
+/// Asks for all links.
+pub fn list(w: &mut Writer) {
+    w.begin(GET, DUMP);
+    w.raw(&info(0, 0, 0));
+    w.end();
+}
+
+/// Makes a link; numbers of other links are given by the caller. Three messages: the link, then without the address that
+/// the kernel would make up, then up (`IFLA_AF_SPEC` in the first is refused with EAFNOSUPPORT).
+pub fn create(w: &mut Writer, name: IfName, link: &Link, underlay: Option<u32>, master: Option<u32>) {
+    w.begin(NEW, CREATE | EXCL);
+    w.raw(&info(0, 0, 0));
+    w.text(ifla::IFNAME, name.as_str());
+    w.u32(ifla::MTU, link.mtu);
+    w.u32(ifla::GROUP, link.group);
+    if let Some(address) = link.mac {
+        w.mac(ifla::ADDRESS, address);
+    }
+    if let Some(master) = master {
+        w.u32(ifla::MASTER, master);
+    }
+    kind(w, &link.kind, underlay, true);
+    w.end();
+    no_made_up_address(w, name);
+    if link.up {
+        set_up(w, name, true);
+    }
+}
+
+/// Turns off the link-local address that the kernel would make up (and its timers).
+pub fn no_made_up_address(w: &mut Writer, name: IfName) {
+    w.begin(SET, 0);
+    w.raw(&info(0, 0, 0));
+    w.text(ifla::IFNAME, name.as_str());
+    addr_gen_none(w);
+    w.end();
+}
+
+/// The attribute of it.
+pub fn addr_gen_none(w: &mut Writer) {
+    let spec = w.nest(ifla::AF_SPEC);
+    let inet6 = w.nest(libc::AF_INET6 as u16);
+    // IN6_ADDR_GEN_MODE_NONE
+    w.u8(ifla::INET6_ADDR_GEN_MODE, 1);
+    w.close(inet6);
+    w.close(spec);
+}
+
+/// Sets a link up or down.
+pub fn set_up(w: &mut Writer, name: IfName, up: bool) {
+    w.begin(SET, 0);
+    w.raw(&info(0, if up { IFF_UP } else { 0 }, IFF_UP));
+    w.text(ifla::IFNAME, name.as_str());
+    w.end();
+}
+
+/// Changes what can be changed while the link works.
+pub fn change(w: &mut Writer, name: IfName, new: &Link, old: &Link, underlay: Option<u32>, master: Option<u32>) {
+    let is_kind_changed = match (&new.kind, &old.kind) {
+        (LinkKind::Veth { .. }, LinkKind::Veth { .. }) => false,
+        (new, old) => new != old,
+    };
+    if is_kind_changed {
+        w.begin(NEW, 0);
+        w.raw(&info(0, 0, 0));
+        w.text(ifla::IFNAME, name.as_str());
+        kind(w, &new.kind, underlay, false);
+        w.end();
+    }
+    w.begin(SET, 0);
+    w.raw(&info(0, if new.up { IFF_UP } else { 0 }, if new.up == old.up { 0 } else { IFF_UP }));
+    w.text(ifla::IFNAME, name.as_str());
+    if new.mtu != old.mtu {
+        w.u32(ifla::MTU, new.mtu);
+    }
+    if let Some(address) = new.mac.filter(|_| new.mac != old.mac) {
+        w.mac(ifla::ADDRESS, address);
+    }
+    if new.master != old.master {
+        w.u32(ifla::MASTER, master.unwrap_or(0));
+    }
+    if new.group != old.group {
+        w.u32(ifla::GROUP, new.group);
+    }
+    w.end();
+}
+
+/// Sets the MTU alone, in bytes.
+pub fn set_mtu(w: &mut Writer, name: IfName, mtu: u32) {
+    w.begin(SET, 0);
+    w.raw(&info(0, 0, 0));
+    w.text(ifla::IFNAME, name.as_str());
+    w.u32(ifla::MTU, mtu);
+    w.end();
+}
+
+/// Deletes a link.
+pub fn delete(w: &mut Writer, name: IfName) {
+    w.begin(DEL, 0);
+    w.raw(&info(0, 0, 0));
+    w.text(ifla::IFNAME, name.as_str());
+    w.end();
+}
+
+/// `IFLA_LINKINFO`. A living VXLAN device takes no port, GBP or VNI (`vxlan_nl2conf`, drivers/net/vxlan/vxlan_core.c).
+fn kind(w: &mut Writer, kind: &LinkKind, underlay: Option<u32>, is_new: bool) {
+    let info = w.nest(ifla::LINKINFO);
+    w.text(ifla::INFO_KIND, kind.name());
+    match kind {
+        LinkKind::Vxlan(vxlan) => {
+            let data = w.nest(ifla::INFO_DATA);
+            if is_new {
+                w.u32(ifla::VXLAN_ID, vxlan.vni.get());
+                w.be16(ifla::VXLAN_PORT, vxlan.port);
+                if vxlan.gbp {
+                    w.flag(ifla::VXLAN_GBP);
+                }
+            }
+            if let Some(underlay) = underlay {
+                w.u32(ifla::VXLAN_LINK, underlay);
+            }
+            if let Some(local) = vxlan.local {
+                w.ip(if local.is_ipv4() { ifla::VXLAN_LOCAL } else { ifla::VXLAN_LOCAL6 }, local);
+            }
+            w.u8(ifla::VXLAN_LEARNING, vxlan.learning.into());
+            w.close(data);
+        }
+        LinkKind::Bridge(bridge) => {
+            let data = w.nest(ifla::INFO_DATA);
+            w.u8(ifla::BR_MCAST_SNOOPING, bridge.mcast_snooping.into());
+            w.close(data);
+        }
+        LinkKind::Veth { .. } | LinkKind::Other(_) => {}
+    }
+    w.close(info);
+}
+
+/// Reads a link from the payload of `RTM_NEWLINK` or `RTM_DELLINK`.
+#[must_use]
+pub fn parse(payload: &[u8]) -> Option<Seen> {
+    // Bridges report their ports in messages of family AF_BRIDGE with the same type.
+    if *payload.first()? != libc::AF_UNSPEC as u8 {
+        return None;
+    }
+    let attrs = Attrs::behind(payload, INFO);
+    let name = IfName::new(attrs.find(ifla::IFNAME).and_then(text)?).ok()?;
+    let number = |kind| attrs.find(kind).and_then(|bytes| u32_at(bytes, 0));
+    let info = attrs.find(ifla::LINKINFO).map(Attrs::new);
+    let (kind, underlay) = parse_kind(info);
+    let link = Link {
+        kind,
+        mtu: number(ifla::MTU).unwrap_or(0),
+        mac: attrs.find(ifla::ADDRESS).and_then(mac).filter(|mac| *mac != Mac([0; 6])),
+        up: u32_at(payload, 8)? & IFF_UP != 0,
+        master: None,
+        group: number(ifla::GROUP).unwrap_or(0),
+    };
+    Some(Seen { index: u32_at(payload, 4)?, name, link, master: number(ifla::MASTER).filter(|m| *m != 0), underlay })
+}
+
+fn parse_kind(info: Option<Attrs<'_>>) -> (LinkKind, Option<u32>) {
+    let Some(info) = info else { return (LinkKind::Other(String::new()), None) };
+    let data = info.find(ifla::INFO_DATA).map(Attrs::new).unwrap_or(Attrs::new(&[]));
+    let number = |kind| data.find(kind).and_then(|bytes| u32_at(bytes, 0));
+    let byte = |kind| data.find(kind).and_then(|bytes| bytes.first().copied());
+    match info.find(ifla::INFO_KIND).and_then(text).unwrap_or_default() {
+        "vxlan" => {
+            let Some(vni) = number(ifla::VXLAN_ID).and_then(|vni| Vni::new(vni).ok()) else {
+                return (LinkKind::Other("vxlan without a VNI of its own".to_owned()), None);
+            };
+            let port = data.find(ifla::VXLAN_PORT).and_then(|b| u16_at(b, 0)).map_or(0, u16::from_be);
+            let vxlan = Vxlan {
+                vni,
+                underlay: None,
+                local: data
+                    .find(ifla::VXLAN_LOCAL)
+                    .or_else(|| data.find(ifla::VXLAN_LOCAL6))
+                    .and_then(ip)
+                    .filter(|addr| !addr.is_unspecified()),
+                port,
+                learning: byte(ifla::VXLAN_LEARNING) == Some(1),
+                gbp: data.find(ifla::VXLAN_GBP).is_some(),
+            };
+            (LinkKind::Vxlan(vxlan), number(ifla::VXLAN_LINK).filter(|index| *index != 0))
+        }
+        "bridge" => {
+            (LinkKind::Bridge(Bridge { mcast_snooping: byte(ifla::BR_MCAST_SNOOPING) == Some(1) }), None)
+        }
+        "veth" => (LinkKind::Veth { pod: None }, None),
+        other => (LinkKind::Other(other.to_owned()), None),
+    }
+}
+
+impl Seen {
+    /// Whether loden made it.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.link.group == LINK_GROUP
+    }
+
+    /// The link with the names of those that it hangs on.
+    #[must_use]
+    pub fn resolve(mut self, name_of: impl Fn(u32) -> Option<IfName>) -> Link {
+        self.link.master = self.master.and_then(&name_of);
+        if let LinkKind::Vxlan(vxlan) = &mut self.link.kind {
+            vxlan.underlay = self.underlay.and_then(&name_of);
+        }
+        self.link
+    }
+}

@@ -1,0 +1,169 @@
+//! Routes in table `main` as messages.
+
+use std::net::IpAddr;
+
+use loden_core::kernel::{PROTOCOL, TABLE_MAIN};
+use loden_core::model::{Family, Prefix};
+
+use super::af;
+use crate::error::LinuxError;
+use crate::netlink::Socket;
+use crate::netlink::attr::{Attrs, Writer, ip, u32_at};
+use crate::netlink::socket::{CREATE, DUMP, EXCL, REPLACE};
+
+/// `RTM_NEWROUTE`.
+pub const NEW: u16 = 24;
+/// `RTM_DELROUTE`.
+pub const DEL: u16 = 25;
+/// `RTM_GETROUTE`.
+pub const GET: u16 = 26;
+
+/// Length of `struct rtmsg`.
+pub const INFO: usize = 12;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_TABLE: u16 = 15;
+const RTA_NH_ID: u16 = 30;
+const SCOPE_LINK: u8 = 253;
+const UNICAST: u8 = 1;
+const BLACKHOLE: u8 = 6;
+
+/// Where a route leads, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// Through a nexthop object.
+    Nexthop(u32),
+    /// Through a gateway behind a link.
+    Gateway(u32, IpAddr),
+    /// Straight out of a link.
+    Link(u32),
+    /// Nowhere.
+    Blackhole,
+}
+
+/// A route as the kernel reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Destination.
+    pub prefix: Prefix,
+    /// Priority (metric).
+    pub priority: u32,
+    /// Where it leads; `None`: a form that loden does not make.
+    pub to: Option<To>,
+    /// The nexthop object it hangs on, if it does.
+    pub nexthop: Option<u32>,
+    /// Who made it: a route protocol number.
+    pub protocol: u8,
+    /// Its table.
+    pub table: u32,
+    /// The source address that it prefers.
+    pub source: Option<IpAddr>,
+}
+
+fn info(family: Family, dst_len: u8, protocol: u8, scope: u8, kind: u8) -> [u8; INFO] {
+    [af(family), dst_len, 0, 0, TABLE_MAIN as u8, protocol, scope, kind, 0, 0, 0, 0]
+}
+
+fn list(w: &mut Writer, family: Family, protocol: u8) {
+    w.begin(GET, DUMP);
+    w.raw(&info(family, 0, protocol, 0, 0));
+    w.end();
+}
+
+/// Reads the routes of a family in table `main`, of one protocol or (0) of all. A table that was never used is not there yet.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn read(socket: &mut Socket, family: Family, protocol: u8) -> Result<Vec<Seen>, LinuxError> {
+    let mut w = Writer::default();
+    list(&mut w, family, protocol);
+    let listed = socket.dump("list routes", &mut w, Vec::new, |all: &mut Vec<_>, message| {
+        all.extend(parse(message.payload).filter(|seen| seen.table == TABLE_MAIN));
+    });
+    match listed {
+        Err(error) if error.errno() == libc::ENOENT => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// Asks how an address is reached.
+pub fn ask(w: &mut Writer, addr: IpAddr) {
+    w.begin(GET, 0);
+    let mut bytes = info(Family::of(addr), Family::of(addr).bits(), 0, 0, 0);
+    bytes[4] = 0;
+    w.raw(&bytes);
+    w.ip(RTA_DST, addr);
+    w.end();
+}
+
+/// Makes a route, or with `replace` puts it in the place of one of the same prefix and priority.
+pub fn add(w: &mut Writer, prefix: Prefix, priority: u32, to: To, replace: bool) {
+    w.begin(NEW, CREATE | if replace { REPLACE } else { EXCL });
+    let (scope, kind) = match to {
+        To::Link(_) if prefix.family() == Family::V4 => (SCOPE_LINK, UNICAST),
+        To::Blackhole => (0, BLACKHOLE),
+        _ => (0, UNICAST),
+    };
+    w.raw(&info(prefix.family(), prefix.len(), PROTOCOL, scope, kind));
+    w.ip(RTA_DST, prefix.network());
+    w.u32(RTA_PRIORITY, priority);
+    match to {
+        To::Nexthop(id) => w.u32(RTA_NH_ID, id),
+        To::Gateway(index, gateway) => {
+            w.u32(RTA_OIF, index);
+            w.ip(RTA_GATEWAY, gateway);
+        }
+        To::Link(index) => w.u32(RTA_OIF, index),
+        To::Blackhole => {}
+    }
+    w.end();
+}
+
+/// Deletes a route of loden's.
+pub fn delete(w: &mut Writer, prefix: Prefix, priority: u32) {
+    w.begin(DEL, 0);
+    // RT_SCOPE_NOWHERE: any scope.
+    let scope = if prefix.family() == Family::V4 { 255 } else { 0 };
+    w.raw(&info(prefix.family(), prefix.len(), PROTOCOL, scope, 0));
+    w.ip(RTA_DST, prefix.network());
+    w.u32(RTA_PRIORITY, priority);
+    w.end();
+}
+
+/// Reads a route.
+#[must_use]
+pub fn parse(payload: &[u8]) -> Option<Seen> {
+    let attrs = Attrs::behind(payload, INFO);
+    let family = match i32::from(*payload.first()?) {
+        libc::AF_INET => Family::V4,
+        libc::AF_INET6 => Family::V6,
+        _ => return None,
+    };
+    let number = |kind| attrs.find(kind).and_then(|b| u32_at(b, 0));
+    let dst = match attrs.find(RTA_DST) {
+        Some(bytes) => ip(bytes)?,
+        None if family == Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        None => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let gateway = attrs.find(RTA_GATEWAY).and_then(ip);
+    let nexthop = number(RTA_NH_ID);
+    let to = match (*payload.get(7)?, number(RTA_OIF), gateway) {
+        (BLACKHOLE, ..) => Some(To::Blackhole),
+        (UNICAST, Some(index), Some(gateway)) => Some(To::Gateway(index, gateway)),
+        (UNICAST, Some(index), None) => Some(To::Link(index)),
+        (UNICAST, None, _) => nexthop.map(To::Nexthop),
+        _ => None,
+    };
+    Some(Seen {
+        prefix: Prefix::holding(dst, *payload.get(1)?),
+        priority: number(RTA_PRIORITY).unwrap_or(0),
+        to,
+        nexthop,
+        protocol: *payload.get(5)?,
+        table: number(RTA_TABLE).unwrap_or_else(|| u32::from(payload[4])),
+        source: attrs.find(RTA_PREFSRC).and_then(ip),
+    })
+}

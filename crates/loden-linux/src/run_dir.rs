@@ -1,0 +1,252 @@
+//! `/run/loden`: what lives as long as the pods. The agent and the plugin meet here.
+//!
+//! `agent.sock`, `agent.lock`, `node.json` (what the plugin needs to know of the node), `ipam/` (address state and its lock),
+//! `attachments/NETWORK/CONTAINER.IFNAME.json`. Nothing is synced to disk: it is a tmpfs, gone with a reboot as the pods are.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use loden_core::model::{Attachment, AttachmentKey};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::LinuxError;
+
+/// The directory.
+#[derive(Debug, Clone)]
+pub struct RunDir(PathBuf);
+
+/// What was found of attachments.
+#[derive(Debug, Default)]
+pub struct Attachments {
+    /// Those that could be read.
+    pub good: Vec<Attachment>,
+    /// Files that could not, with the cause.
+    pub unreadable: Vec<LinuxError>,
+}
+
+impl RunDir {
+    /// The directory at a path; it need not exist yet.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// Makes it and its parts, for root's eyes only.
+    ///
+    /// # Errors
+    /// [`LinuxError::System`].
+    pub fn make(&self) -> Result<(), LinuxError> {
+        for dir in [self.0.clone(), self.attachments_dir(), self.ipam_dir()] {
+            make_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// The path of the whole.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The agent's local API.
+    #[must_use]
+    pub fn agent_socket(&self) -> PathBuf {
+        self.0.join("agent.sock")
+    }
+
+    /// Held by the one agent that serves the host.
+    #[must_use]
+    pub fn agent_lock(&self) -> PathBuf {
+        self.0.join("agent.lock")
+    }
+
+    /// What the plugin needs to know of the node.
+    #[must_use]
+    pub fn node_file(&self) -> PathBuf {
+        self.0.join("node.json")
+    }
+
+    /// The state of address assignment.
+    #[must_use]
+    pub fn ipam_dir(&self) -> PathBuf {
+        self.0.join("ipam")
+    }
+
+    /// The attachments, a directory a network.
+    #[must_use]
+    pub fn attachments_dir(&self) -> PathBuf {
+        self.0.join("attachments")
+    }
+
+    /// The file of one attachment.
+    ///
+    /// # Errors
+    /// [`LinuxError::File`] when a name in the key would lead out of the directory.
+    pub fn attachment_file(&self, key: &AttachmentKey) -> Result<PathBuf, LinuxError> {
+        for name in [&key.network, &key.container] {
+            if !is_plain_name(name) {
+                return Err(LinuxError::File {
+                    path: self.attachments_dir().display().to_string(),
+                    cause: format!("{name:?} is no name for a network or container: letters, digits, '_', '.' and '-', \
+                                    the first one a letter or digit"),
+                });
+            }
+        }
+        Ok(self.attachments_dir().join(&key.network).join(format!("{}.{}.json", key.container, key.ifname)))
+    }
+
+    /// Reads one attachment.
+    ///
+    /// # Errors
+    /// [`LinuxError`] when its file cannot be read or understood.
+    pub fn attachment(&self, key: &AttachmentKey) -> Result<Option<Attachment>, LinuxError> {
+        read_json(&self.attachment_file(key)?)
+    }
+
+    /// Writes one attachment.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn put_attachment(&self, attachment: &Attachment) -> Result<(), LinuxError> {
+        let file = self.attachment_file(&attachment.key)?;
+        make_dir(&self.attachments_dir().join(&attachment.key.network))?;
+        write_json(&file, attachment)
+    }
+
+    /// Removes one attachment; a missing one is no error.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn remove_attachment(&self, key: &AttachmentKey) -> Result<(), LinuxError> {
+        remove_file(&self.attachment_file(key)?)
+    }
+
+    /// All attachments. What cannot be read is listed and hides nothing else.
+    #[must_use]
+    pub fn attachments(&self) -> Attachments {
+        let mut found = Attachments::default();
+        let mut files = Vec::new();
+        for network in entries(&self.attachments_dir(), &mut found.unreadable) {
+            files.extend(entries(&network, &mut found.unreadable));
+        }
+        for file in files.into_iter().filter(|file| file.extension().is_some_and(|ext| ext == "json")) {
+            match read_json::<Attachment>(&file) {
+                Ok(Some(attachment)) if self.attachment_file(&attachment.key).as_ref() == Ok(&file) => {
+                    found.good.push(attachment);
+                }
+                Ok(Some(attachment)) => found.unreadable.push(LinuxError::File {
+                    path: file.display().to_string(),
+                    cause: format!("describes {}, which belongs into another file", attachment.key),
+                }),
+                // It was removed while the directory was read.
+                Ok(None) => {}
+                Err(error) => found.unreadable.push(error),
+            }
+        }
+        found
+    }
+}
+
+/// The specification's rule for names of networks and containers; it keeps paths where they belong.
+#[must_use]
+pub fn is_plain_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() <= 200
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
+/// Makes a directory for root's eyes only, and those above it.
+///
+/// # Errors
+/// [`LinuxError::System`].
+pub fn make_dir(path: &Path) -> Result<(), LinuxError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| LinuxError::system(format!("directory {}", path.display()), error))
+}
+
+/// Writes a file whole or not at all: under another name in its directory, then renamed.
+///
+/// # Errors
+/// [`LinuxError::System`]; the file is as it was then.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), LinuxError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    // Two processes may write one file at a time: each has a name of its own for the unfinished one.
+    name.push(format!(".{}.tmp", std::process::id()));
+    let unfinished = path.with_file_name(name);
+    let written = write_whole(&unfinished, bytes).and_then(|()| fs::rename(&unfinished, path));
+    written.map_err(|error| {
+        // The first error is the one that counts.
+        let _ = fs::remove_file(&unfinished);
+        LinuxError::system(format!("file {}", path.display()), error)
+    })
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
+}
+
+/// Writes a value as JSON.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), LinuxError> {
+    let bytes = serde_json::to_vec(value)
+        .map_err(|error| LinuxError::File { path: path.display().to_string(), cause: error.to_string() })?;
+    write_atomically(path, &bytes)
+}
+
+/// Reads a value from JSON; `None` when there is no such file.
+///
+/// # Errors
+/// [`LinuxError::System`] when it cannot be read, [`LinuxError::File`] when it cannot be understood.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, LinuxError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| LinuxError::File {
+            path: path.display().to_string(),
+            cause: format!("is not what was expected ({error}); it may have been cut short: remove it"),
+        }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(LinuxError::system(format!("file {}", path.display()), error)),
+    }
+}
+
+/// Removes a file; a missing one is no error.
+///
+/// # Errors
+/// [`LinuxError::System`].
+pub fn remove_file(path: &Path) -> Result<(), LinuxError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(LinuxError::system(format!("file {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn entries(dir: &Path, errors: &mut Vec<LinuxError>) -> Vec<PathBuf> {
+    let what = || format!("directory {}", dir.display());
+    match fs::read_dir(dir) {
+        Ok(entries) => {
+            let mut paths = Vec::new();
+            for entry in entries {
+                match entry {
+                    Ok(entry) => paths.push(entry.path()),
+                    Err(error) => errors.push(LinuxError::system(what(), error)),
+                }
+            }
+            paths.sort();
+            paths
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Vec::new(),
+        Err(error) => {
+            errors.push(LinuxError::system(what(), error));
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Whole plans on the real kernel.
+
+use std::time::Instant;
+
+use loden_core::desired::Desired;
+use loden_core::plan::Plan;
+use loden_linux::LinuxKernel;
+
+use crate::support::{in_namespace, make_eth0, settle, view};
+
+#[test]
+fn a_plan_applied_twice_is_empty() {
+    in_namespace(|| {
+        make_eth0();
+        let mut kernel = LinuxKernel::open().expect("kernel");
+        let mut desired = Desired::new();
+        let errors = settle(&mut kernel, &mut desired, &view(3));
+        assert_eq!(errors, Vec::<String>::new());
+        assert_eq!(Plan::of(&desired).to_string(), "");
+        // A second driver, as after a restart, sees the same and has nothing to do.
+        drop(kernel);
+        let mut kernel = LinuxKernel::open().expect("kernel");
+        let mut again = Desired::new();
+        again.update(&view(3), &loden_core::view::Changed { all: true, sources: Default::default() });
+        let all = loden_core::kernel::Sort::ALL.into();
+        let seen = loden_core::kernel::Kernel::observe(&mut kernel, &again.scope(all)).expect("observe");
+        again.observed(&loden_core::kernel::Sort::ALL.into(), seen);
+        assert_eq!(Plan::of(&again).to_string(), "");
+    });
+}
+
+#[test]
+fn peers_come_and_go_without_a_trace() {
+    in_namespace(|| {
+        make_eth0();
+        let mut kernel = LinuxKernel::open().expect("kernel");
+        let mut desired = Desired::new();
+        assert_eq!(settle(&mut kernel, &mut desired, &view(50)), Vec::<String>::new());
+        let many = desired.map().all_actual().len();
+        let mut desired = Desired::new();
+        assert_eq!(settle(&mut kernel, &mut desired, &view(2)), Vec::<String>::new());
+        let few = desired.map().all_actual().len();
+        // Per peer: two neighbours, nexthops and routes, and two FDB entries.
+        assert_eq!(many - few, 48 * 8);
+        assert!(Plan::of(&desired).is_empty());
+    });
+}
+
+#[test]
+fn ten_thousand_peers_in_one_plan() {
+    in_namespace(|| {
+        make_eth0();
+        let mut kernel = LinuxKernel::open().expect("kernel");
+        let mut desired = Desired::new();
+        let view = view(10_000);
+        let begun = Instant::now();
+        assert_eq!(settle(&mut kernel, &mut desired, &view), Vec::<String>::new());
+        // Shown, not asserted: timing belongs to the benchmarks.
+        std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("{} objects in {:?}\n", desired.map().all_actual().len(), begun.elapsed()),
+        )
+        .expect("stderr");
+        assert!(Plan::of(&desired).is_empty());
+    });
+}

@@ -1,0 +1,146 @@
+//! A namespace a test, and a small cluster to plan for.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use loden_core::desired::Desired;
+use loden_core::kernel::{Kernel, Sort};
+use loden_core::model::*;
+use loden_core::plan::Plan;
+use loden_core::underlay::Underlay;
+use loden_core::view::{Changed, Local, View};
+use loden_linux::netlink::{Protocol, Socket, Writer};
+use loden_linux::rt::{address, link};
+use loden_linux::{LinuxKernel, netns};
+
+/// Runs the test in a fresh namespace, in a thread of its own.
+pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        netns::unshare_net().expect("these tests need root");
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+pub fn ifname(name: &str) -> IfName {
+    name.parse().expect("a name")
+}
+
+/// An underlay: `eth0` with an address of each family; its peer `wire` is in the same namespace.
+pub fn make_eth0() {
+    let mut w = Writer::default();
+    w.begin(link::NEW, 0x600);
+    w.raw(&link::info(0, 0, 0));
+    w.text(link::ifla::IFNAME, "eth0");
+    let info = w.nest(link::ifla::LINKINFO);
+    w.text(link::ifla::INFO_KIND, "veth");
+    let data = w.nest(link::ifla::INFO_DATA);
+    let peer = w.nest(1);
+    w.raw(&link::info(0, 0, 0));
+    w.text(link::ifla::IFNAME, "wire");
+    w.close(peer);
+    w.close(data);
+    w.close(info);
+    w.end();
+    link::set_up(&mut w, ifname("eth0"), true);
+    link::set_up(&mut w, ifname("wire"), true);
+    let mut socket = Socket::open(Protocol::Route).expect("socket");
+    for result in socket.batch(&mut w).expect("batch") {
+        result.expect("eth0");
+    }
+    let facts = loden_linux::underlay::facts(None).expect("facts");
+    assert!(facts.links.iter().any(|link| link.name == ifname("eth0") && link.up));
+    let index = std::fs::read_to_string("/proc/net/dev").map(|_| index_of("eth0")).expect("index");
+    w.clear();
+    address::add(&mut w, "192.168.7.1/24".parse().expect("net"), index);
+    address::add(&mut w, "fd07::1/64".parse().expect("net"), index);
+    for result in socket.batch(&mut w).expect("batch") {
+        result.expect("address");
+    }
+}
+
+pub fn index_of(name: &str) -> u32 {
+    let mut socket = Socket::open(Protocol::Route).expect("socket");
+    let mut w = Writer::default();
+    link::list(&mut w);
+    let all = socket
+        .dump("links", &mut w, Vec::new, |all: &mut Vec<_>, m| all.extend(link::parse(m.payload)))
+        .expect("links");
+    all.into_iter().find(|seen| seen.name == ifname(name)).expect(name).index
+}
+
+/// This host with `peers` others, dual stack, by VXLAN.
+pub fn view(peers: u32) -> View {
+    let underlay = Underlay {
+        ifname: ifname("eth0"),
+        mtu: 1500,
+        addresses: PerFamily { v4: Some("192.168.7.1".parse().expect("ip")), v6: Some("fd07::1".parse().expect("ip")) },
+        onlink: vec!["192.168.7.0/24".parse().expect("net"), "fd07::/64".parse().expect("net")],
+    };
+    let local = Local {
+        node: "n0".parse().expect("name"),
+        uid: "uid-n0".parse().expect("uid"),
+        labels: Default::default(),
+        bridge: ifname("cni0"),
+        underlay: Some(underlay),
+    };
+    let mut view = View::new(local);
+    let put = |view: &mut View, record| view.put(&Entry { record, created: 1, revision: 1 });
+    for (name, cidr, block_len) in [("p4", "10.64.0.0/10", 24), ("p6", "fd64::/32", 64)] {
+        put(&mut view, Record::Pool(Pool {
+            name: name.parse().expect("name"),
+            cidr: cidr.parse().expect("cidr"),
+            block_len,
+            backend: BackendConfig::Vxlan(VxlanConfig::default()),
+            nat_outgoing: true,
+            node_selector: Default::default(),
+            unknown: Default::default(),
+        }));
+    }
+    for n in 0..=peers {
+        let name: NodeName = format!("n{n}").parse().expect("name");
+        let uid: NodeUid = format!("uid-n{n}").parse().expect("uid");
+        let v4 = IpAddr::from((0xc0a8_0701_u32 + n).to_be_bytes());
+        let v6 = IpAddr::from((0xfd07_u128 << 112 | u128::from(n + 1)).to_be_bytes());
+        let vni = Vni::new(1).expect("vni");
+        let receive = |underlay, tag: &str| Receive::Vxlan { vni, underlay, mac: Mac::derived(&[tag, name.as_str()]), port: 8472 };
+        put(&mut view, Record::Node(Node {
+            name: name.clone(),
+            uid: uid.clone(),
+            underlay: PerFamily { v4: Some(v4), v6: Some(v6) },
+            labels: Default::default(),
+            receives: vec![receive(Family::V4, "4"), receive(Family::V6, "6")],
+            sends: Default::default(),
+            unknown: Default::default(),
+        }));
+        for (pool, cidr, len) in [("p4", "10.64.0.0/10", 24), ("p6", "fd64::/32", 64)] {
+            let pool_cidr: Prefix = cidr.parse().expect("cidr");
+            put(&mut view, Record::Block(Block {
+                cidr: pool_cidr.nth_subnet(len, u128::from(n)).expect("room"),
+                pool: pool.parse().expect("name"),
+                owner: name.clone(),
+                owner_uid: uid.clone(),
+            }));
+        }
+    }
+    view
+}
+
+/// Makes the kernel as the view wants it, as the agent does; gives the errors.
+pub fn settle(kernel: &mut LinuxKernel, desired: &mut Desired, view: &View) -> Vec<String> {
+    desired.update(view, &Changed { all: true, sources: BTreeSet::new() });
+    let all: BTreeSet<Sort> = Sort::ALL.into();
+    let mut errors = Vec::new();
+    for _ in 0..3 {
+        let seen = kernel.observe(&desired.scope(all.clone())).expect("observe");
+        desired.observed(&all, seen);
+        let plan = Plan::of(desired);
+        if plan.is_empty() {
+            return errors;
+        }
+        errors = kernel.apply(&plan.steps).into_iter().filter_map(Result::err).map(|e| e.to_string()).collect();
+    }
+    errors
+}
