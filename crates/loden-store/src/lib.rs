@@ -1,1 +1,129 @@
-//! To come.
+//! The datastores behind one trait: what the cluster agrees on, revision by revision.
+//!
+//! [`Store`] is the trait; [`memory`] serves tests, [`sqlite`] one host with several processes. [`conformance`] is the suite
+//! that every store passes. Losing a store never changes a kernel: callers keep what they have and try again.
+
+pub mod conformance;
+pub mod error;
+pub mod memory;
+pub mod sqlite;
+
+mod compare;
+mod watch;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use loden_core::model::{Entry, Key, Record};
+
+pub use error::StoreError;
+pub use watch::Watch;
+
+/// How many changes are kept for watchers that resume.
+pub const HISTORY: u64 = 10_000;
+
+/// What must be so for a write to happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// Anything.
+    Any,
+    /// There is no such record.
+    Absent,
+    /// The record was last written at this revision.
+    Revision(u64),
+}
+
+/// Everything at one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The records, by key.
+    pub entries: Vec<Entry>,
+    /// The store's revision.
+    pub revision: u64,
+    /// Which store this is: made once with it. Another one must not be taken for it, or its emptiness for an order to
+    /// clear the kernel.
+    pub id: String,
+    /// Records that cannot be read, with the cause. They hide nothing else and are not lost.
+    pub unreadable: Vec<String>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A record was written.
+    Put(Entry),
+    /// A record was removed or its time to live ran out.
+    Delete {
+        /// Which.
+        key: Key,
+        /// The revision that did it.
+        revision: u64,
+    },
+}
+
+impl Change {
+    /// The revision of the change.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        match self {
+            Self::Put(entry) => entry.revision,
+            Self::Delete { revision, .. } => *revision,
+        }
+    }
+}
+
+/// A datastore.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// All records at one revision.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn list(&self) -> Result<Listing, StoreError>;
+
+    /// One record.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn get(&self, key: &Key) -> Result<Option<Entry>, StoreError>;
+
+    /// Writes a record, with a time to live if one is given. Writing what is there already changes nothing and makes no
+    /// revision.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when `expect` is not so, with what is there.
+    async fn put(&self, record: Record, expect: Expect, ttl: Option<Duration>) -> Result<Entry, StoreError>;
+
+    /// Removes a record. Removing what is not there is done, unless a revision was expected.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when `expect` is not so.
+    async fn delete(&self, key: &Key, expect: Expect) -> Result<(), StoreError>;
+
+    /// Gives a record with a time to live that time anew, without a new revision.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when it is gone or was written by another since.
+    async fn renew(&self, key: &Key, revision: u64, ttl: Duration) -> Result<(), StoreError>;
+
+    /// All changes behind a revision, in order, none lost and none twice.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] when they are no longer kept: list again.
+    async fn watch(&self, after: u64) -> Result<Watch, StoreError>;
+}
+
+/// Opens the store at an address: `memory:`, `sqlite:PATH` or a path.
+///
+/// # Errors
+/// [`StoreError`] when it cannot be opened or the address is not understood.
+pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    match url.split_once(':') {
+        Some(("memory", "")) => Ok(Arc::new(memory::Memory::new())),
+        Some(("sqlite", path)) if !path.is_empty() => Ok(Arc::new(sqlite::Sqlite::open(Path::new(path)).await?)),
+        None if url.starts_with(['/', '.']) => Ok(Arc::new(sqlite::Sqlite::open(Path::new(url)).await?)),
+        _ => Err(StoreError::Address { given: url.to_owned() }),
+    }
+}

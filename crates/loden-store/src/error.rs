@@ -1,0 +1,86 @@
+//! What can go wrong with a datastore.
+
+use loden_core::model::{Entry, Key};
+
+/// An error of a store.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// A compare-and-swap was lost.
+    #[error("{key} was written by another meanwhile{}", revision(.found))]
+    Conflict {
+        /// The record.
+        key: Key,
+        /// What is there now.
+        found: Option<Box<Entry>>,
+    },
+    /// History that far back is no longer kept.
+    #[error("the changes asked for are no longer kept (the oldest is {oldest}): everything has to be listed again")]
+    Compacted {
+        /// The oldest revision that is.
+        oldest: u64,
+    },
+    /// The data are damaged.
+    #[error("{place} is damaged ({cause}): stop the agents, keep a copy of the file, and restore it from a backup or recover it \
+             with `sqlite3 FILE .recover`; nothing was written to it")]
+    Corrupt {
+        /// Where.
+        place: String,
+        /// The store's own words.
+        cause: String,
+    },
+    /// Somebody holds a lock for too long.
+    #[error("{place} is locked by another process ({cause}): it is tried again; find the holder with `fuser {place}`")]
+    Locked {
+        /// Where.
+        place: String,
+        /// The store's own words.
+        cause: String,
+    },
+    /// There is no room.
+    #[error("{place} has no room to write ({cause}): free some; what is stored is unharmed")]
+    Full {
+        /// Where.
+        place: String,
+        /// The store's own words.
+        cause: String,
+    },
+    /// It does not answer, or is not there.
+    #[error("{place} is not available: {cause}")]
+    Unavailable {
+        /// Where.
+        place: String,
+        /// The cause.
+        cause: String,
+    },
+    /// It was written by a newer version.
+    #[error("{place} has the layout of version {found}, this version knows {known}: upgrade loden here")]
+    TooNew {
+        /// Where.
+        place: String,
+        /// Its version.
+        found: i64,
+        /// The one that is known.
+        known: i64,
+    },
+    /// A record cannot be read.
+    #[error("{key}: {cause}")]
+    Unreadable {
+        /// Which.
+        key: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// An address that names no store.
+    #[error("{given:?} names no datastore: `sqlite:PATH` (or a path) and `memory:` are known")]
+    Address {
+        /// As given.
+        given: String,
+    },
+}
+
+fn revision(found: &Option<Box<Entry>>) -> String {
+    match found {
+        Some(entry) => format!(" (it is at revision {})", entry.revision),
+        None => " (it is gone)".to_owned(),
+    }
+}

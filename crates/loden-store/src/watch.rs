@@ -1,0 +1,34 @@
+//! The receiving end of a watch.
+
+use tokio::sync::mpsc;
+
+use crate::{Change, StoreError};
+
+/// Changes as they come. Dropping it ends the watch.
+#[derive(Debug)]
+pub struct Watch {
+    changes: mpsc::UnboundedReceiver<Result<Change, StoreError>>,
+    place: String,
+}
+
+/// The sending end.
+pub type Sender = mpsc::UnboundedSender<Result<Change, StoreError>>;
+
+impl Watch {
+    /// A watch on the store at `place`, with the end that feeds it.
+    #[must_use]
+    pub fn new(place: &str) -> (Sender, Self) {
+        let (sender, changes) = mpsc::unbounded_channel();
+        (sender, Self { changes, place: place.to_owned() })
+    }
+
+    /// The next change. May be dropped while it waits: no change is lost.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store fails; the watch is over then.
+    pub async fn next(&mut self) -> Result<Change, StoreError> {
+        self.changes.recv().await.unwrap_or_else(|| {
+            Err(StoreError::Unavailable { place: self.place.clone(), cause: "the store was closed".to_owned() })
+        })
+    }
+}
