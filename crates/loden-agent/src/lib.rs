@@ -1,1 +1,20 @@
-//! To come.
+//! The agent of a node, as a library: `main.rs` only starts it.
+//!
+//! Two sides that never wait for each other. The kernel's side ([`worker`], a thread of its own) owns the reconciler
+//! ([`reconcile`]); the services' side (tokio, one thread) follows the datastore ([`cluster`]), serves the API ([`api`]).
+//! Messages go to the kernel's side by its inbox, what it has reached comes back by a watch.
+
+pub mod api;
+pub mod claim;
+pub mod cluster;
+pub mod error;
+pub mod events;
+pub mod identity;
+pub mod ledger;
+pub mod metrics;
+pub mod reconcile;
+pub mod status;
+pub mod underlay;
+pub mod worker;
+
+pub use error::AgentError;

@@ -12,6 +12,8 @@ use crate::model::{BackendConfig, Block, Family, Node, Pool, Receive};
 use crate::underlay::Underlay;
 use crate::view::View;
 
+pub(crate) use vxlan::promised_devices;
+
 /// One way to carry packets between nodes.
 pub trait Backend {
     /// Bytes that it takes from the underlay's MTU when the outer packet is of this family.
@@ -63,7 +65,6 @@ impl BackendConfig {
         peer.receives.iter().any(|receive| match (self, receive) {
             (Self::Vxlan(config), Receive::Vxlan { vni, port, .. }) => *vni == config.vni && *port == config.port,
             (Self::HostGw(_), Receive::HostGw) => true,
-            // A peer on the same segment that is sent to directly needs no VTEP for it.
             _ => false,
         })
     }
@@ -71,6 +72,10 @@ impl BackendConfig {
 
 /// Wishes for what reaches the peer: by the pool's own backend, else by one that is still in use. Says which, and why it is
 /// not the pool's own.
+///
+/// A backend that this node's record does not yet name among its sends is announced first and taken only when the record
+/// has come back, unless nothing else works: a peer that gave up taking it in at that very moment would not know of us.
+/// The peer for its part takes back its promise before it removes the device, so that of the two one sees the other.
 ///
 /// # Errors
 /// Why no backend reaches it, and what to do.
@@ -81,47 +86,81 @@ pub fn reach<'a>(
     out: &mut Wishes,
 ) -> Result<(&'a BackendConfig, Option<String>), String> {
     let mut obstacle = None;
+    let mut unannounced: Option<(&BackendConfig, Wishes)> = None;
+    let mut chosen = None;
     for backend in cx.view.active_backends(cx.pool) {
-        let result = if backend.is_ready_at(peer) {
-            backend.backend().peer(cx, peer, blocks, out)
-        } else {
-            Err(format!(
-                "it has not published that it takes in {} for pool {}; its agent does so once its kernel is ready: look \
-                 at `loden status` there",
-                describe(backend),
-                cx.pool.name
-            ))
+        let mut wishes = out.scratch();
+        let cause = match try_one(cx, backend, peer, blocks, &mut wishes) {
+            Ok(()) if cx.view.has_announced(&cx.pool.name, backend) => {
+                chosen = Some((backend, wishes));
+                break;
+            }
+            Ok(()) => {
+                unannounced.get_or_insert((backend, wishes));
+                format!("this node has yet to announce that it sends by {}, which it does by itself", describe(backend))
+            }
+            Err(cause) => cause,
         };
-        match result {
-            Ok(()) => return Ok((backend, obstacle)),
-            // The cause that counts is the one that keeps the pool's own backend, which is first, from working.
-            Err(cause) => drop(obstacle.get_or_insert(cause)),
-        }
+        // The cause that counts is the one that keeps the pool's own backend, which is first, from working.
+        obstacle.get_or_insert(cause);
     }
-    Err(obstacle.unwrap_or_default())
+    let intended = unannounced.as_ref().map(|(backend, _)| *backend);
+    // Without a choice there is nothing to wait for.
+    let Some((backend, wishes)) = chosen.or(unannounced) else { return Err(obstacle.unwrap_or_default()) };
+    let uses = [Some(backend), intended.filter(|intended| *intended != backend)];
+    out.uses.extend(uses.into_iter().flatten().map(|backend| (cx.pool.name.clone(), backend.clone())));
+    out.absorb(wishes);
+    Ok((backend, obstacle.filter(|_| *backend != cx.pool.backend)))
 }
 
-fn describe(backend: &BackendConfig) -> String {
+/// Wishes for what reaches the peer by this backend, if it can.
+fn try_one(
+    cx: &Context<'_>,
+    backend: &BackendConfig,
+    peer: &Node,
+    blocks: &[&Block],
+    out: &mut Wishes,
+) -> Result<(), String> {
+    if !backend.is_ready_at(peer) {
+        return Err(format!(
+            "it has not published that it takes in {} for pool {}; its agent does so once its kernel is ready: look at \
+             `loden status` there",
+            describe(backend),
+            cx.pool.name
+        ));
+    }
+    backend.backend().mtu(cx).map_err(|error| error.to_string())?;
+    backend.backend().peer(cx, peer, blocks, out)
+}
+
+/// The backend with what tells it apart, for people.
+pub(crate) fn describe(backend: &BackendConfig) -> String {
     match backend {
         BackendConfig::Vxlan(vxlan) => format!("VXLAN (VNI {}, UDP port {})", vxlan.vni, vxlan.port),
         BackendConfig::HostGw(_) => "routed packets (host-gw)".to_owned(),
     }
 }
 
-/// The MTU that `overhead` leaves of `mtu_underlay`, both in bytes.
-fn mtu_inside(cx: &Context<'_>, mtu_underlay: u32, overhead: u32) -> Result<u32, ConfigError> {
-    let least = cx.pool.cidr.family().min_mtu();
-    match mtu_underlay.checked_sub(overhead).filter(|inside| *inside >= least) {
-        Some(inside) => Ok(inside),
-        None => Err(ConfigError::Invalid {
-            key: format!("pool.{}.backend", cx.pool.name),
-            value: cx.pool.backend.kind().to_owned(),
-            meant: format!(
-                "the MTU of {} is {mtu_underlay} bytes and {} takes {overhead} of them; {} needs at least {least}",
-                cx.underlay.ifname,
-                cx.pool.backend.kind(),
-                cx.pool.cidr.family()
-            ),
-        }),
+/// The MTU that `overhead` leaves of the underlay's, or of `given` if the pool's configuration says what to start from.
+fn mtu_inside(cx: &Context<'_>, kind: &str, given: Option<u32>, overhead: u32) -> Result<u32, ConfigError> {
+    let (pool, family, ifname) = (cx.pool, cx.pool.cidr.family(), cx.underlay.ifname);
+    let least = family.min_mtu();
+    let whole = given.unwrap_or(cx.underlay.mtu);
+    if let Some(inside) = whole.checked_sub(overhead).filter(|inside| *inside >= least) {
+        return Ok(inside);
     }
+    let takes = if overhead > 0 { format!("{kind} takes {overhead} of them, and ") } else { String::new() };
+    let needs = format!("{takes}{family} needs at least {least}: at least {} is needed there", least + overhead);
+    Err(match given {
+        Some(given) => ConfigError::Invalid {
+            key: format!("pool.{}.backend.mtu", pool.name),
+            value: given.to_string(),
+            meant: needs,
+        },
+        None => ConfigError::Invalid {
+            key: format!("pool.{}.backend.type", pool.name),
+            value: kind.to_owned(),
+            meant: format!("the MTU of {ifname} is {whole} bytes; {needs}"),
+        },
+    })
 }

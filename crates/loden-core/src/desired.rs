@@ -14,8 +14,9 @@ pub use wishes::{Wanted, Wishes};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::delta::DeltaMap;
+use crate::kernel::link::LinkKind;
 use crate::kernel::{Key, Object, Observed, Scope, Sort};
-use crate::model::{BackendConfig, PoolName};
+use crate::model::{BackendConfig, IfName, PoolName, Vni};
 use crate::view::{Changed, Problem, View};
 
 /// All wishes, what is there, and where the two differ.
@@ -27,6 +28,12 @@ pub struct Desired {
     contested: BTreeMap<Key, BTreeMap<Source, Wanted>>,
     /// How many peers are sent to by which backend, pool by pool.
     uses: BTreeMap<PoolName, BTreeMap<BackendConfig, usize>>,
+    /// Whether it has not been known since the start all that this host wants.
+    is_unclear: bool,
+    /// The VXLAN devices that this node's record promises.
+    promised: BTreeMap<IfName, (Vni, u16)>,
+    /// What it is to promise and does not yet.
+    unsaid: Option<BTreeSet<(Vni, u16)>>,
 }
 
 /// What is kept of a source's wishes.
@@ -34,6 +41,7 @@ pub struct Desired {
 struct Held {
     keys: Vec<Key>,
     problems: Vec<Problem>,
+    notices: Vec<Problem>,
     uses: Vec<(PoolName, BackendConfig)>,
 }
 
@@ -52,6 +60,9 @@ impl Desired {
             by_source: BTreeMap::new(),
             contested: BTreeMap::new(),
             uses: BTreeMap::new(),
+            is_unclear: false,
+            promised: BTreeMap::new(),
+            unsaid: None,
         }
     }
 
@@ -60,7 +71,9 @@ impl Desired {
         if changed.all {
             let mut sources: BTreeSet<Source> = self.by_source.keys().cloned().collect();
             sources.insert(Source::Local);
-            sources.extend(view.peers().map(|node| Source::Peer(node.name.clone())));
+            // One that owns blocks and has no record is a peer too: that is a problem to be told.
+            let peers = view.nodes.keys().chain(view.blocks.keys()).filter(|name| **name != view.local.node);
+            sources.extend(peers.cloned().map(Source::Peer));
             sources.extend(view.attachments.keys().cloned().map(Source::Attachment));
             sources.iter().for_each(|source| self.update_source(view, source));
         } else {
@@ -74,10 +87,18 @@ impl Desired {
             Source::Peer(name) => local::peer(view, name),
             Source::Attachment(key) => local::attachment(view, key),
         };
-        let mut former = self.by_source.remove(source).unwrap_or_default();
+        let former = self.by_source.remove(source);
+        if *source == Source::Local {
+            // After a start there is no old state to go on with but what the kernel holds: nothing of it is removed then.
+            self.is_unclear = (wishes.hold || wishes.partial) && (self.is_unclear || former.is_none());
+            self.promised = wishes.promised;
+            self.unsaid = wishes.unsaid;
+        }
+        let mut former = former.unwrap_or_default();
         if wishes.hold {
             // A fault in what is asked for: the old state goes on, and the problem says why.
             former.problems = wishes.problems;
+            former.notices = wishes.notices;
             self.by_source.insert(source.clone(), former);
             return;
         }
@@ -99,12 +120,15 @@ impl Desired {
         let held = Held {
             keys: wishes.objects.keys().copied().collect(),
             problems: wishes.problems,
+            notices: wishes.notices,
             uses: wishes.uses,
         };
         for (key, wanted) in wishes.objects {
             self.want(key, wanted);
         }
-        if !(held.keys.is_empty() && held.problems.is_empty() && held.uses.is_empty()) {
+        let is_of_use = !(held.keys.is_empty() && held.problems.is_empty() && held.notices.is_empty());
+        // That this host has been thought over once is worth remembering even when it wants nothing.
+        if is_of_use || *source == Source::Local {
             self.by_source.insert(source.clone(), held);
         }
     }
@@ -198,12 +222,26 @@ impl Desired {
         &self.map
     }
 
-    /// What could not be wished for, by source.
-    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.by_source.values().flat_map(|held| &held.problems)
+    /// Whether something of ours that nobody wants is left all the same: everything as long as not all wishes are known, a
+    /// VTEP device (with its addresses) for as long as this node's record promises it to peers, or may come to.
+    #[must_use]
+    pub fn retains(&self, key: &Key) -> bool {
+        self.is_unclear || matches!(key, Key::Link(dev) | Key::Address(dev, _) if self.may_be_promised(*dev))
     }
 
-    /// The problems of one source.
+    fn may_be_promised(&self, dev: IfName) -> bool {
+        let Some(Object::Link(link)) = self.map.actual(&Key::Link(dev)) else { return false };
+        let LinkKind::Vxlan(vxlan) = &link.kind else { return false };
+        let id = (vxlan.vni, vxlan.port);
+        self.promised.get(&dev) == Some(&id) || self.unsaid.as_ref().is_some_and(|unsaid| !unsaid.contains(&id))
+    }
+
+    /// What could not be wished for, and what people should know besides, by source.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.by_source.values().flat_map(|held| held.problems.iter().chain(&held.notices))
+    }
+
+    /// What one source could not wish for.
     #[must_use]
     pub fn problems_of(&self, source: &Source) -> &[Problem] {
         self.by_source.get(source).map(|held| held.problems.as_slice()).unwrap_or_default()
@@ -215,7 +253,8 @@ impl Desired {
         self.by_source.get(source).map(|held| held.keys.as_slice()).unwrap_or_default()
     }
 
-    /// By which backends each pool's peers are sent to now.
+    /// By which backends each pool's peers are sent to, and are going to be as soon as this is announced: what this node
+    /// publishes as [`Node::sends`](crate::model::Node::sends).
     #[must_use]
     pub fn uses(&self) -> BTreeMap<PoolName, BTreeSet<BackendConfig>> {
         self.uses.iter().map(|(pool, of_pool)| (pool.clone(), of_pool.keys().cloned().collect())).collect()

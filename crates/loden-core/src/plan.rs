@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::desired::{Desired, Wanted, Why};
 use crate::kernel::link::{LinkChange, LinkKind};
 use crate::kernel::{Key, Object, Sort, Via};
+use crate::model::IfName;
 
 /// What a step does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -66,7 +67,7 @@ impl Plan {
         let mut plan = Self::default();
         let mut refused_links = BTreeSet::new();
         for (key, wanted, actual) in desired.map().differences() {
-            match judge(key, wanted, actual) {
+            match judge(key, wanted, actual, desired.retains(key)) {
                 Judgement::Do(verb) => plan.steps.push(Step {
                     verb,
                     key: *key,
@@ -81,15 +82,8 @@ impl Plan {
                 }
             }
         }
-        // Nothing is put on a link that is somebody else's.
         if !refused_links.is_empty() {
-            plan.steps.retain(|step| {
-                let via = match step.new {
-                    Some(Object::Route(Via::Nexthop(dev, _) | Via::Link(dev))) => Some(dev),
-                    _ => None,
-                };
-                !step.key.device().or(via).is_some_and(|dev| refused_links.contains(&dev))
-            });
+            plan.withhold(&refused_links);
         }
         plan.sort();
         plan
@@ -99,6 +93,26 @@ impl Plan {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Takes out what would be put on links that are somebody else's, and the removal of what carries a route that therefore
+    /// stays as it is.
+    fn withhold(&mut self, refused: &BTreeSet<IfName>) {
+        let device_of = |object: Option<&Object>| match object {
+            Some(Object::Route(Via::Nexthop(dev, _) | Via::Link(dev))) => Some(*dev),
+            _ => None,
+        };
+        let mut still_used = BTreeSet::new();
+        self.steps.retain(|step| {
+            let dev = step.key.device().or(device_of(step.new.as_ref()));
+            let is_withheld = dev.is_some_and(|dev| refused.contains(&dev));
+            if is_withheld {
+                still_used.extend(device_of(step.old.as_ref()));
+            }
+            !is_withheld
+        });
+        let is_needed = |dev| still_used.contains(&dev);
+        self.steps.retain(|step| !(step.verb == Verb::Remove && step.key.device().is_some_and(is_needed)));
     }
 
     /// Puts the steps into the order of doing: makes and changes first, each after what it needs, then removals in the
@@ -122,7 +136,7 @@ enum Judgement {
     Refuse(String),
 }
 
-fn judge(key: &Key, wanted: Option<&Wanted>, actual: Option<&Object>) -> Judgement {
+fn judge(key: &Key, wanted: Option<&Wanted>, actual: Option<&Object>, retained: bool) -> Judgement {
     match (wanted.map(|wanted| &wanted.object), actual) {
         (Some(Object::Link(link)), None) if matches!(link.kind, LinkKind::Veth { .. }) => Judgement::Refuse(
             "it is gone: the pod's namespace was removed without a CNI DEL; its addresses are freed by the next GC".to_owned(),
@@ -139,7 +153,7 @@ fn judge(key: &Key, wanted: Option<&Wanted>, actual: Option<&Object>) -> Judgeme
         (Some(_), Some(_)) => Judgement::Do(Verb::Change),
         // A pod's veth goes with the pod: only the plugin and its reaper remove it.
         (None, Some(Object::Link(link))) if matches!(link.kind, LinkKind::Veth { .. }) => Judgement::Leave,
-        (None, Some(actual)) if actual.is_ours() => Judgement::Do(Verb::Remove),
+        (None, Some(actual)) if actual.is_ours() && !retained => Judgement::Do(Verb::Remove),
         (None, _) => {
             debug_assert!(actual.is_some(), "{key} differs though it is neither wanted nor there");
             Judgement::Leave

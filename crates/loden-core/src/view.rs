@@ -48,7 +48,7 @@ pub struct View {
     pub attachments: BTreeMap<AttachmentKey, Arc<Attachment>>,
     /// Every pool record as it came, with the revision that first wrote it.
     given_pools: BTreeMap<PoolName, (u64, Pool)>,
-    /// How many peers send with which backend, pool by pool.
+    /// How many nodes, this one too, send with which backend, pool by pool.
     senders: BTreeMap<PoolName, BTreeMap<BackendConfig, usize>>,
     /// How many peers lack an underlay address of the family.
     lacking: BTreeMap<Family, usize>,
@@ -114,7 +114,7 @@ impl View {
                 self.given_pools.insert(pool.name.clone(), (entry.created, pool.clone()));
                 self.judge_pools()
             }
-            Record::Node(node) => self.put_node(Arc::new(node.clone())),
+            Record::Node(node) => self.set_node(&node.name, Some(Arc::new(node.clone()))),
             Record::Block(block) => self.put_block(block.clone()),
             Record::Lease(_) => Changed::default(),
         }
@@ -127,11 +127,7 @@ impl View {
                 self.given_pools.remove(name);
                 self.judge_pools()
             }
-            Key::Node(name) => {
-                let Some(old) = self.nodes.remove(name) else { return Changed::default() };
-                self.count(&old, false);
-                self.changed_node(name)
-            }
+            Key::Node(name) => self.set_node(name, None),
             Key::Block(cidr) => self.remove_block(*cidr),
             Key::Lease(_) => Changed::default(),
         }
@@ -142,7 +138,7 @@ impl View {
         if local == self.local {
             return Changed::default();
         }
-        // This host counts neither as a sender nor as a peer, so its name has to be known to the counts.
+        // This host does not count as a peer, so its name has to be known to the counts.
         debug_assert_eq!(local.node, self.local.node);
         self.local = local;
         Changed::all()
@@ -184,11 +180,34 @@ impl View {
         self.blocks_in(&self.local.node, pool).filter(|block| block.owner_uid == self.local.uid)
     }
 
-    /// The backends that serve a pool here: its own, and those that some peer still sends with.
+    /// The backends that serve a pool here: its own, and those that some node, this one too, still sends with.
     #[must_use]
     pub fn active_backends<'a>(&'a self, pool: &'a Pool) -> Vec<&'a BackendConfig> {
         let lingering = self.senders.get(&pool.name).into_iter().flat_map(BTreeMap::keys);
         std::iter::once(&pool.backend).chain(lingering.filter(|other| **other != pool.backend)).collect()
+    }
+
+    /// This node's own record, once it has come back from the datastore.
+    #[must_use]
+    pub fn own_record(&self) -> Option<&Node> {
+        self.nodes.get(&self.local.node).map(|node| &**node).filter(|node| node.uid == self.local.uid)
+    }
+
+    /// Whether this node's own record says that it sends with the backend, so that no peer gives up taking it in.
+    #[must_use]
+    pub fn has_announced(&self, pool: &PoolName, backend: &BackendConfig) -> bool {
+        self.own_record().and_then(|node| node.sends.get(pool)).is_some_and(|sends| sends.contains(backend))
+    }
+
+    /// The nodes that send with a backend, by name.
+    pub fn senders_of<'a>(&'a self, pool: &'a PoolName, backend: &'a BackendConfig) -> impl Iterator<Item = &'a NodeName> {
+        let sends = move |node: &&Arc<Node>| node.sends.get(pool).is_some_and(|sends| sends.contains(backend));
+        self.nodes.values().filter(sends).map(|node| &node.name)
+    }
+
+    /// The pools that are recorded but not in force: what they are to be cannot be known.
+    pub fn refused_pools(&self) -> impl Iterator<Item = &PoolName> {
+        self.given_pools.keys().filter(|name| !self.pools.contains_key(*name))
     }
 
     /// Whether some peer has no underlay address of the family.
@@ -207,33 +226,45 @@ impl View {
         self.pool_problems.iter()
     }
 
-    fn put_node(&mut self, node: Arc<Node>) -> Changed {
-        let name = node.name.clone();
-        let old = self.nodes.insert(name.clone(), Arc::clone(&node));
-        if old.as_ref() == Some(&node) {
+    /// Takes in a node's record, or its end.
+    fn set_node(&mut self, name: &NodeName, new: Option<Arc<Node>>) -> Changed {
+        let old = match &new {
+            Some(new) => self.nodes.insert(name.clone(), Arc::clone(new)),
+            None => self.nodes.remove(name),
+        };
+        if old == new {
             return Changed::default();
         }
-        if let Some(old) = old {
-            self.count(&old, false);
-        }
-        self.count(&node, true);
-        self.changed_node(&name)
-    }
-
-    fn changed_node(&self, name: &NodeName) -> Changed {
+        // In before out: what both have is never counted as gone in between.
+        let mut concerns_all = new.as_ref().is_some_and(|new| self.count(new, true));
+        concerns_all |= old.as_ref().is_some_and(|old| self.count(old, false));
+        let is_same = |same: fn(&Node, &Node) -> bool| match (&old, &new) {
+            (Some(old), Some(new)) => same(old, new),
+            _ => false,
+        };
         if *name == self.local.node {
-            return Changed::default();
+            // What this node has said decides by which backends and on which devices it goes on.
+            concerns_all |= !is_same(|a, b| (&a.uid, &a.receives, &a.sends) == (&b.uid, &b.receives, &b.sends));
+            return if concerns_all { Changed::all() } else { Changed::default() };
         }
-        // What a peer sends with, and which families it has, decides which devices this host keeps.
-        Changed { all: false, sources: BTreeSet::from([Source::Local, Source::Peer(name.clone())]) }
+        if concerns_all {
+            return Changed::all();
+        }
+        let mut changed = Changed::one(Source::Peer(name.clone()));
+        if !is_same(|a, b| a.sends == b.sends) && self.pools.values().any(|pool| self.active_backends(pool).len() > 1) {
+            // Who still sends with a former backend is said among this host's own notices.
+            changed.sources.insert(Source::Local);
+        }
+        changed
     }
 
-    /// Counts a peer in or out.
-    fn count(&mut self, node: &Node, is_in: bool) {
-        if node.name == self.local.node {
-            return;
-        }
-        let step = |count: &mut usize| *count = if is_in { *count + 1 } else { count.saturating_sub(1) };
+    /// Counts a node in or out. Says whether that begins or ends something that all peers' objects hang on.
+    fn count(&mut self, node: &Node, is_in: bool) -> bool {
+        let mut crosses = false;
+        let mut step = |count: &mut usize| {
+            crosses |= *count == usize::from(!is_in);
+            *count = if is_in { *count + 1 } else { count.saturating_sub(1) };
+        };
         for (pool, backends) in &node.sends {
             let of_pool = self.senders.entry(pool.clone()).or_default();
             for backend in backends {
@@ -241,11 +272,15 @@ impl View {
             }
             of_pool.retain(|_, count| *count > 0);
         }
-        for family in Family::ALL {
-            if node.underlay.get(family).is_none() {
-                step(self.lacking.entry(family).or_default());
+        // A peer that has not said where it is lacks nothing yet.
+        if node.name != self.local.node && !node.underlay.is_empty() {
+            for family in Family::ALL {
+                if node.underlay.get(family).is_none() {
+                    step(self.lacking.entry(family).or_default());
+                }
             }
         }
+        crosses
     }
 
     fn put_block(&mut self, block: Block) -> Changed {
@@ -276,33 +311,42 @@ impl View {
     }
 
     /// Decides anew which pools are in force: the oldest first, each unless it is faulty or clashes with one before it.
-    /// A pool that was in force and has become faulty stays as it was.
+    /// A pool that was in force and has become faulty stays as it was; so does one that was changed so that it clashes
+    /// with a younger one that has not changed.
     fn judge_pools(&mut self) -> Changed {
         let mut by_age: Vec<_> = self.given_pools.values().collect();
         by_age.sort_by(|(a_created, a), (b_created, b)| a_created.cmp(b_created).then_with(|| a.name.cmp(&b.name)));
+        let is_unchanged =
+            |pool: &&Pool| self.given_pools.get(&pool.name).is_some_and(|(_, given)| given == *pool);
         let mut accepted: BTreeMap<PoolName, Pool> = BTreeMap::new();
         let mut problems = Vec::new();
         for (_, given) in by_age {
-            let fault = cluster::check_pool(given)
-                .and_then(|()| cluster::check_together(accepted.values(), given));
+            let former = self.pools.get(&given.name);
+            let mut fault =
+                cluster::check_pool(given).and_then(|()| cluster::check_together(accepted.values(), given));
+            if fault.is_ok() && former.is_some_and(|former| former != given) {
+                fault = cluster::check_together(self.pools.values().filter(is_unchanged), given);
+            }
             match fault {
                 Ok(()) => {
                     accepted.insert(given.name.clone(), given.clone());
                 }
                 Err(error) => {
-                    problems.push(Problem::new(format!("pool {}", given.name), error.to_string()));
-                    let former = self.pools.get(&given.name);
-                    if let Some(former) = former
-                        && cluster::check_together(accepted.values(), former).is_ok()
-                    {
-                        accepted.insert(former.name.clone(), former.clone());
-                    }
+                    let former =
+                        former.filter(|former| cluster::check_together(accepted.values(), former).is_ok());
+                    let outcome = match former {
+                        Some(_) => "the pool goes on as it was before this change",
+                        None => "the pool is not in force",
+                    };
+                    problems.push(Problem::new(format!("pool {}", given.name), format!("{error}. Until that is mended {outcome}")));
+                    accepted.extend(former.map(|former| (former.name.clone(), former.clone())));
                 }
             }
         }
         self.pool_problems = problems;
         if accepted == self.pools {
-            return Changed::default();
+            // A pool that is refused decides whether all that is wanted is known.
+            return Changed::one(Source::Local);
         }
         self.pools = accepted;
         Changed::all()

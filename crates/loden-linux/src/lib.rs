@@ -4,6 +4,7 @@
 //! [`netlink`] (sockets, batches, attributes), [`rt`] (links, addresses, routes, … as messages) and `nft`.
 
 pub mod error;
+pub mod ledger;
 pub mod lock;
 pub mod monitor;
 pub mod netlink;
@@ -14,6 +15,7 @@ pub mod run_dir;
 pub mod spawn;
 pub mod sysctl;
 pub mod underlay;
+pub mod veth;
 
 mod apply;
 mod index;

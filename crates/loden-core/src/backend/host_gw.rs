@@ -12,7 +12,7 @@ impl Backend for HostGwConfig {
     }
 
     fn mtu(&self, cx: &Context<'_>) -> Result<u32, ConfigError> {
-        mtu_inside(cx, cx.underlay.mtu, 0)
+        mtu_inside(cx, "host-gw", None, 0)
     }
 
     fn receives(&self, _cx: &Context<'_>) -> Vec<Receive> {
@@ -49,7 +49,7 @@ pub(super) fn onlink_gateway(cx: &Context<'_>, peer: &Node) -> Option<std::net::
 pub(super) fn direct(cx: &Context<'_>, peer: &Node, blocks: &[&Block], out: &mut Wishes) {
     let Some(gateway) = onlink_gateway(cx, peer) else { return };
     let dev = cx.underlay.ifname;
-    out.want(Key::Nexthop(dev, gateway), Object::Nexthop, "address");
+    out.want(Key::Nexthop(dev, gateway), Object::Nexthop, "underlay address");
     for block in blocks {
         let key = Key::Route(block.cidr, default_priority(block.cidr.family()));
         out.want(key, Object::Route(Via::Nexthop(dev, gateway)), "direct route to a block");

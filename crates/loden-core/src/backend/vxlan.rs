@@ -4,6 +4,7 @@
 //! turns it into the VTEP's Ethernet address, the FDB entry turns that into the host's address. One device for each family
 //! of the underlay; either carries both families of pods.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::{Backend, Context, host_gw, mtu_inside};
@@ -11,7 +12,8 @@ use crate::config::ConfigError;
 use crate::desired::Wishes;
 use crate::kernel::link::{Link, LinkKind, Vxlan};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
-use crate::model::{Block, Family, IfName, Mac, Node, Receive, Vni, VxlanConfig};
+use crate::model::{BackendConfig, Block, Family, IfName, Mac, Node, Prefix, Receive, Vni, VxlanConfig};
+use crate::view::View;
 
 impl Backend for VxlanConfig {
     /// Ethernet 14, VXLAN 8, UDP 8, and the outer IP header: 20 or 40.
@@ -21,14 +23,14 @@ impl Backend for VxlanConfig {
 
     fn mtu(&self, cx: &Context<'_>) -> Result<u32, ConfigError> {
         let overhead = underlays(cx).into_iter().map(|(family, _)| self.overhead(family)).max().unwrap_or(50);
-        mtu_inside(cx, self.mtu.unwrap_or(cx.underlay.mtu), overhead)
+        mtu_inside(cx, "vxlan", self.mtu, overhead)
     }
 
     fn receives(&self, cx: &Context<'_>) -> Vec<Receive> {
         underlays(cx)
             .into_iter()
             .map(|(underlay, _)| {
-                let mac = vtep_mac(cx, self.vni, underlay);
+                let mac = self.vtep_mac(cx, underlay);
                 Receive::Vxlan { vni: self.vni, underlay, mac, port: self.port }
             })
             .collect()
@@ -36,8 +38,8 @@ impl Backend for VxlanConfig {
 
     fn host(&self, cx: &Context<'_>, out: &mut Wishes) {
         let mtu_underlay = self.mtu.unwrap_or(cx.underlay.mtu);
-        for (n, (underlay, local)) in underlays(cx).into_iter().enumerate() {
-            let Some(dev) = device(self.vni, underlay) else { continue };
+        for (underlay, local) in underlays(cx) {
+            let Some(dev) = self.device(cx, underlay) else { continue };
             let vxlan = Vxlan {
                 vni: self.vni,
                 underlay: Some(cx.underlay.ifname),
@@ -49,7 +51,7 @@ impl Backend for VxlanConfig {
             let link = Link {
                 kind: LinkKind::Vxlan(vxlan),
                 mtu: mtu_underlay.saturating_sub(self.overhead(underlay)),
-                mac: Some(vtep_mac(cx, self.vni, underlay)),
+                mac: Some(self.vtep_mac(cx, underlay)),
                 up: true,
                 master: None,
                 group: LINK_GROUP,
@@ -60,12 +62,10 @@ impl Backend for VxlanConfig {
             {
                 out.want(Key::DeviceSysctl(dev, sysctl), Object::Sysctl(value), "VTEP device");
             }
-            // The host's own packets into the overlay need a source there; only the first device gives it.
-            if n == 0
-                && let Some(block) = cx.view.own_blocks_in(cx.pool).next()
-            {
+            // The host's own packets into the overlay need a source there, on whichever device they leave.
+            if let Some(block) = cx.view.own_blocks_in(cx.pool).next() {
                 let addr = block.cidr.network();
-                let net = crate::model::Prefix::host(addr).ipnet();
+                let net = Prefix::host(addr).ipnet();
                 out.want(Key::Address(dev, net), Object::Address { ours: true }, "VTEP address");
             }
         }
@@ -90,6 +90,29 @@ impl Backend for VxlanConfig {
 }
 
 impl VxlanConfig {
+    /// The device for an underlay family: flannel's name, so that a node can change hands in place. A device listens on one
+    /// port and cannot be given another, so while the port is being changed both exist, and the new one has a spare name:
+    /// it keeps that for as long as this node's record names its VTEP by it.
+    fn device(&self, cx: &Context<'_>, underlay: Family) -> Option<IfName> {
+        let (plain, spare) = (plain_name(self.vni, underlay)?, spare_name(self.vni, self.port, underlay)?);
+        let mut is_plain_promised = false;
+        for vtep in promised(cx.view).filter(|vtep| (vtep.vni, vtep.underlay) == (self.vni, underlay)) {
+            if vtep.port == self.port {
+                return Some(if vtep.mac == derived_mac(cx.view, spare) { spare } else { plain });
+            }
+            is_plain_promised |= vtep.mac == derived_mac(cx.view, plain);
+        }
+        let is_pools_own = match &cx.pool.backend {
+            BackendConfig::Vxlan(own) => own.vni != self.vni || own.port == self.port,
+            BackendConfig::HostGw(_) => true,
+        };
+        Some(if is_plain_promised || !is_pools_own { spare } else { plain })
+    }
+
+    fn vtep_mac(&self, cx: &Context<'_>, underlay: Family) -> Mac {
+        self.device(cx, underlay).map_or(Mac([0; 6]), |dev| derived_mac(cx.view, dev))
+    }
+
     /// Over which of our devices the peer's VTEP is reached, its Ethernet address, and where it is: over the underlay of
     /// the pool's own family if both sides have it, else over the other.
     fn vtep_of(&self, cx: &Context<'_>, peer: &Node) -> Result<(IfName, Mac, IpAddr), String> {
@@ -106,7 +129,7 @@ impl VxlanConfig {
             });
             let ours = own.iter().any(|(u, _)| *u == underlay);
             if let (true, Some(mac), Some(addr), Some(dev)) =
-                (ours, vtep, peer.underlay.get(underlay), device(self.vni, underlay))
+                (ours, vtep, peer.underlay.get(underlay), self.device(cx, underlay))
             {
                 return Ok((dev, mac, addr));
             }
@@ -134,18 +157,49 @@ fn underlays(cx: &Context<'_>) -> Vec<(Family, IpAddr)> {
     [Some(first), second].into_iter().flatten().filter_map(|f| own.get(f).map(|addr| (f, addr))).collect()
 }
 
-/// flannel's names, so that a node can change hands in place.
-fn device(vni: Vni, underlay: Family) -> Option<IfName> {
+/// The VTEP devices that this node's record promises to its peers, with VNI and port.
+pub(crate) fn promised_devices(view: &View) -> BTreeMap<IfName, (Vni, u16)> {
+    promised(view)
+        .filter_map(|vtep| {
+            let names = [plain_name(vtep.vni, vtep.underlay)?, spare_name(vtep.vni, vtep.port, vtep.underlay)?];
+            let dev = names.into_iter().find(|dev| derived_mac(view, *dev) == vtep.mac)?;
+            Some((dev, (vtep.vni, vtep.port)))
+        })
+        .collect()
+}
+
+/// A VTEP that this node's record names.
+struct Promise {
+    vni: Vni,
+    underlay: Family,
+    mac: Mac,
+    port: u16,
+}
+
+fn promised(view: &View) -> impl Iterator<Item = Promise> + '_ {
+    view.own_record().into_iter().flat_map(|node| &node.receives).filter_map(|receive| match *receive {
+        Receive::Vxlan { vni, underlay, mac, port } => Some(Promise { vni, underlay, mac, port }),
+        Receive::HostGw => None,
+    })
+}
+
+fn plain_name(vni: Vni, underlay: Family) -> Option<IfName> {
     let name = match underlay {
         Family::V4 => format!("flannel.{vni}"),
-        // Eight digits of VNI leave no room for flannel's own form (15 characters): the dash goes first.
-        Family::V6 if vni.get() < 100_000 => format!("flannel-v6.{vni}"),
+        Family::V6 if vni.get() < 10_000 => format!("flannel-v6.{vni}"),
+        // More digits leave no room for flannel's own form: a name has at most 15 characters.
         Family::V6 => format!("fl6.{vni}"),
     };
     IfName::new(&name).ok()
 }
 
-fn vtep_mac(cx: &Context<'_>, vni: Vni, underlay: Family) -> Mac {
-    let device = device(vni, underlay).map(|dev| dev.to_string()).unwrap_or_default();
-    Mac::derived(&[cx.view.local.uid.as_str(), &device])
+/// The name beside [`plain_name`], VNI and port in hexadecimal: with 24 and 16 bits it is never over 15 characters.
+fn spare_name(vni: Vni, port: u16, underlay: Family) -> Option<IfName> {
+    let family = if underlay == Family::V4 { 4 } else { 6 };
+    IfName::new(&format!("vx{family}-{:x}-{port:x}", vni.get())).ok()
+}
+
+/// A device's address hangs on nothing but the node's identity and the device's name.
+fn derived_mac(view: &View, dev: IfName) -> Mac {
+    Mac::derived(&[view.local.uid.as_str(), dev.as_str()])
 }

@@ -109,9 +109,8 @@ pub fn check_pool(pool: &Pool) -> Result<(), ConfigError> {
             format!("a block of /{} is larger than the pool {}: at least {} was meant", pool.block_len, pool.cidr, pool.cidr.len()),
         );
     }
-    let network = pool.cidr.network();
-    if network.is_multicast() || network.is_loopback() || network.is_unspecified() {
-        return invalid("cidr", pool.cidr.to_string(), "addresses for pods must be unicast and not loopback".to_owned());
+    if let Some((prefix, what)) = unfit_for_pods().into_iter().find(|(prefix, _)| prefix.overlaps(pool.cidr)) {
+        return invalid("cidr", pool.cidr.to_string(), format!("it holds {what} addresses ({prefix}), which no pod can have"));
     }
     match &pool.backend {
         BackendConfig::Vxlan(vxlan) if vxlan.port == 0 => {
@@ -119,6 +118,23 @@ pub fn check_pool(pool: &Pool) -> Result<(), ConfigError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Addresses that cannot be routed to a pod: RFC 6890 section 2.2.
+fn unfit_for_pods() -> [(Prefix, &'static str); 8] {
+    let (v4, v6) = (|octets: [u8; 4], len| Prefix::holding(octets.into(), len), |first: u16, last: u16, len| {
+        Prefix::holding([first, 0, 0, 0, 0, 0, 0, last].into(), len)
+    });
+    [
+        (v4([0, 0, 0, 0], 8), "unspecified"),
+        (v4([127, 0, 0, 0], 8), "loopback"),
+        (v4([169, 254, 0, 0], 16), "link-local"),
+        (v4([224, 0, 0, 0], 4), "multicast"),
+        (v6(0, 0, 128), "unspecified"),
+        (v6(0, 1, 128), "loopback"),
+        (v6(0xfe80, 0, 10), "link-local"),
+        (v6(0xff00, 0, 8), "multicast"),
+    ]
 }
 
 /// Checks a pool against those that are in force.
@@ -138,9 +154,13 @@ pub fn check_together<'a>(others: impl Iterator<Item = &'a Pool>, pool: &Pool) -
             && (a.port, a.gbp) != (b.port, b.gbp)
         {
             return clash(format!(
-                "both use VNI {}, which is one device, but with other ports or group policy (port {} and {}); \
-                 give them different VNIs",
-                a.vni, b.port, a.port
+                "both use VNI {}, which is one device, but {}; give them different VNIs, or set both alike",
+                a.vni,
+                if a.port == b.port {
+                    "only one with the group policy extension (gbp)".to_owned()
+                } else {
+                    format!("with UDP ports {} and {}", b.port, a.port)
+                },
             ));
         }
     }

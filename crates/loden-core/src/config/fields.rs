@@ -167,10 +167,13 @@ impl Fields {
         ConfigError::Invalid { key: self.name(key), value: value.to_string(), meant: meant.to_owned() }
     }
 
-    /// An error about a key that is not there.
+    /// An error about a key that is not there; if one that nobody knows is near to it, about that one.
     #[must_use]
     pub fn missing(&self, key: &str, meant: &str) -> ConfigError {
-        ConfigError::Missing { key: self.name(key), meant: meant.to_owned() }
+        match self.left.keys().find(|given| nearest(given, [key].into_iter()).is_some()) {
+            Some(given) => ConfigError::UnknownKey { key: self.name(given), nearest: Some(self.name(key)) },
+            None => ConfigError::Missing { key: self.name(key), meant: meant.to_owned() },
+        }
     }
 
     fn name(&self, key: &str) -> String {

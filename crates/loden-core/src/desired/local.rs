@@ -1,14 +1,14 @@
 //! From the view to the wishes of each source: this host itself, a peer, a pod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Source, Wishes};
-use crate::backend::{Context, reach};
+use crate::backend::{Context, describe, promised_devices, reach};
 use crate::kernel::link::{Bridge, Link, LinkKind, PodSide};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object};
 use crate::masquerade;
-use crate::model::{AttachmentKey, Block, Family, Mac, NodeName, Pool, PoolName, Receive};
-use crate::view::View;
+use crate::model::{AttachmentKey, Block, Family, Mac, NodeName, Pool, PoolName, Receive, Vni};
+use crate::view::{Problem, View};
 
 /// What this host tells its peers and its plugin, as soon as its kernel is as wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,9 +41,10 @@ fn mtu_pod(view: &View) -> Result<u32, crate::config::ConfigError> {
     let mut least = underlay.mtu;
     for pool in view.pools.values() {
         let cx = Context { view, underlay, pool };
-        for backend in view.active_backends(pool) {
-            least = least.min(backend.backend().mtu(&cx)?);
-        }
+        least = least.min(pool.backend.backend().mtu(&cx)?);
+        // What others still send with is no fault of this configuration.
+        let lingering = view.active_backends(pool).into_iter().skip(1);
+        least = lingering.filter_map(|backend| backend.backend().mtu(&cx).ok()).fold(least, u32::min);
     }
     Ok(least)
 }
@@ -51,6 +52,9 @@ fn mtu_pod(view: &View) -> Result<u32, crate::config::ConfigError> {
 /// The host's own objects.
 pub(super) fn local(view: &View) -> Wishes {
     let mut out = Wishes::new(Source::Local);
+    out.promised = promised_devices(view);
+    out.unsaid = unsaid(view);
+    out.partial = view.refused_pools().next().is_some();
     let Some(underlay) = view.local.underlay.as_ref() else {
         // Without an external interface nothing is known to be wrong with what there is.
         out.hold = true;
@@ -67,6 +71,7 @@ pub(super) fn local(view: &View) -> Wishes {
     if view.pools.is_empty() {
         return out;
     }
+    lingering_notices(view, &mut out);
     for family in Family::ALL {
         if view.pools.values().any(|pool| pool.cidr.family() == family) {
             let path =
@@ -85,6 +90,37 @@ pub(super) fn local(view: &View) -> Wishes {
         }
     }
     out
+}
+
+/// The VTEPs, by VNI and port, that this node is to publish, as long as its record has not come back with all of them.
+fn unsaid(view: &View) -> Option<BTreeSet<(Vni, u16)>> {
+    let (now, said) = (published(view)?, view.own_record()?);
+    let id = |receive: &Receive| match receive {
+        Receive::Vxlan { vni, port, .. } => Some((*vni, *port)),
+        Receive::HostGw => None,
+    };
+    let is_said = now.receives.iter().all(|receive| said.receives.contains(receive));
+    (!is_said).then(|| now.receives.iter().filter_map(id).collect())
+}
+
+/// Says which former backends are kept up, and for whom: a node that is gone without its record keeps one forever.
+fn lingering_notices(view: &View, out: &mut Wishes) {
+    for pool in view.pools.values() {
+        for backend in view.active_backends(pool).into_iter().skip(1) {
+            let names: Vec<_> = view.senders_of(&pool.name, backend).map(NodeName::as_str).collect();
+            let shown = names[..names.len().min(3)].join(", ");
+            let more = if names.len() > 3 { format!(" and {} more", names.len() - 3) } else { String::new() };
+            out.notices.push(Problem::new(
+                format!("pool {}", pool.name),
+                format!(
+                    "{} is kept up beside {} because {shown}{more} still sent with it when last heard of; a node that \
+                     is gone for good should be removed from the cluster",
+                    describe(backend),
+                    describe(&pool.backend),
+                ),
+            ));
+        }
+    }
 }
 
 /// The bridge for pods, which bears the gateway of each of this host's blocks.
@@ -123,12 +159,15 @@ fn gateway(block: &Block) -> Option<ipnet::IpNet> {
 pub(super) fn peer(view: &View, name: &NodeName) -> Wishes {
     let mut out = Wishes::new(Source::Peer(name.clone()));
     let Some(blocks) = view.blocks.get(name) else { return out };
-    let Some(node) = view.nodes.get(name) else {
-        out.problem(format!("node {name}"), "it owns blocks but has no record of its own yet");
-        return out;
-    };
     let Some(underlay) = view.local.underlay.as_ref() else {
         out.hold = true;
+        return out;
+    };
+    let Some(node) = view.nodes.get(name) else {
+        out.problem(
+            format!("node {name}"),
+            "it owns blocks but has no record of its own; its agent writes one when it starts",
+        );
         return out;
     };
     let mut by_pool: BTreeMap<&PoolName, (&Pool, Vec<&Block>)> = BTreeMap::new();
@@ -141,9 +180,13 @@ pub(super) fn peer(view: &View, name: &NodeName) -> Wishes {
             }
             Some(_) => out.problem(
                 format!("block {}", block.cidr),
-                format!("its owner was another host named {name}; it is not routed until that host gives it back"),
+                format!(
+                    "a former host named {name} owned it (identity {}, now {}); it is not routed before the present \
+                     one's agent has taken it over, which it does when it starts",
+                    block.owner_uid, node.uid
+                ),
             ),
-            None => out.problem(format!("block {}", block.cidr), format!("pool {} does not hold it", block.pool)),
+            None => out.problem(format!("block {}", block.cidr), not_held(view, block)),
         }
     }
     for (pool, blocks) in by_pool.into_values() {
@@ -161,6 +204,21 @@ pub(super) fn peer(view: &View, name: &NodeName) -> Wishes {
         }
     }
     out
+}
+
+/// Why a block is in no pool that is in force.
+fn not_held(view: &View, block: &Block) -> String {
+    let (pool, owner) = (&block.pool, &block.owner);
+    match view.pools.get(pool) {
+        Some(found) => format!(
+            "pool {pool} no longer holds it, being {} now: it is not routed; node {owner} should give it back",
+            found.cidr
+        ),
+        None if view.refused_pools().any(|refused| refused == pool) => {
+            format!("it is not routed: pool {pool} is recorded but not in force, for a reason of its own")
+        }
+        None => format!("it is not routed: there is no pool {pool}; node {owner} should give it back"),
+    }
 }
 
 /// What keeps a pod's attachment right on the host's side.

@@ -1,12 +1,12 @@
 //! The wishes of one source, while they are being collected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use super::{Source, Why};
 use crate::kernel::{Key, Object};
-use crate::model::{BackendConfig, PoolName};
+use crate::model::{BackendConfig, IfName, PoolName, Vni};
 use crate::view::Problem;
 
 /// An object that is wanted, and why.
@@ -28,10 +28,20 @@ pub struct Wishes {
     pub objects: BTreeMap<Key, Wanted>,
     /// What could not be wished for.
     pub problems: Vec<Problem>,
-    /// The backends that packets to this source's peer take.
+    /// What people should know although nothing is missing.
+    pub notices: Vec<Problem>,
+    /// The backends that packets to this source's peer take, and those that they will take once that has been announced.
     pub uses: Vec<(PoolName, BackendConfig)>,
     /// Set when what is asked for is faulty: the source's former wishes go on.
     pub hold: bool,
+    /// Set when something of what is asked for cannot be known, so that there may be more to wish for.
+    pub partial: bool,
+    /// The VXLAN devices that this node's record promises to its peers, with VNI and port: such a device is not removed
+    /// before the promise has been taken back.
+    pub promised: BTreeMap<IfName, (Vni, u16)>,
+    /// Set while this node's record lags behind what it is to promise: the VNIs and ports of that. An older promise may
+    /// be on its way through the datastore, so no other VTEP device is removed either.
+    pub unsaid: Option<BTreeSet<(Vni, u16)>>,
 }
 
 impl Wishes {
@@ -43,8 +53,12 @@ impl Wishes {
             pool: None,
             objects: BTreeMap::new(),
             problems: Vec::new(),
+            notices: Vec::new(),
             uses: Vec::new(),
             hold: false,
+            partial: false,
+            promised: BTreeMap::new(),
+            unsaid: None,
         }
     }
 
@@ -59,6 +73,19 @@ impl Wishes {
                     first.mtu = first.mtu.min(second.mtu);
                 }
             }
+        }
+    }
+
+    /// No wishes yet, for the same source and pool: to try something out.
+    #[must_use]
+    pub fn scratch(&self) -> Self {
+        Self { pool: self.pool.clone(), ..Self::new(self.source.clone()) }
+    }
+
+    /// Adds all objects of another, as [`Wishes::want`] would.
+    pub fn absorb(&mut self, other: Self) {
+        for (key, wanted) in other.objects {
+            self.objects.entry(key).or_insert(wanted);
         }
     }
 

@@ -154,6 +154,8 @@ impl Vxlan {
             (Some(wanted), Some(is)) if wanted.is_ipv4() != is.is_ipv4() => {
                 differ("local address", &wanted, &is)
             }
+            // Without an address the device has taken the family IPv4.
+            (Some(wanted), None) if wanted.is_ipv6() => differ("local address", &wanted, &"none (IPv4)"),
             _ => None,
         }
     }

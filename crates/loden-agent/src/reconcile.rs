@@ -1,0 +1,421 @@
+//! The reconciler: view → desired → difference → plan → kernel, and what came of it.
+//!
+//! It owns the kernel and is driven from outside: changes come in by [`Reconciler::records`], [`Reconciler::local`],
+//! [`Reconciler::attachments`] and [`Reconciler::kernel_event`]; [`Reconciler::round`] does what they call for. It reads no
+//! clock and opens nothing, so the fake kernel drives it as the real one does. What the kernel reports is a hint; what
+//! is read from it is the truth: a report that contradicts what is known makes the sort be read again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use loden_core::desired::{Desired, Source, Why, published};
+use loden_core::kernel::{Event, Kernel, KernelError, Key, Object, Sort};
+use loden_core::model::{Attachment, AttachmentKey, BackendConfig, Entry, NodeName, PoolName, Receive};
+use loden_core::plan::{Plan, Refusal, Step, Verb};
+use loden_core::view::{Changed, Local, Problem, View};
+use loden_store::Change;
+
+use crate::events::EventLog;
+
+/// How often a round observes and applies again when its own steps changed what others hang on.
+const PASSES: usize = 4;
+
+/// What this host tells the cluster and the plugin. It changes only when the kernel has followed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// What the kernel is ready to take in.
+    pub receives: Vec<Receive>,
+    /// What it sends with.
+    pub sends: BTreeMap<PoolName, BTreeSet<BackendConfig>>,
+    /// MTU for pods in bytes; `None` until the host's own objects are in the kernel.
+    pub mtu_pod: Option<u32>,
+}
+
+/// What a round came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Steps carried out.
+    pub done: usize,
+    /// Steps that the kernel refused, or observations that failed.
+    pub failed: usize,
+    /// Objects that something else had changed.
+    pub repairs: usize,
+}
+
+/// A step that the kernel refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The kernel's answer.
+    pub error: KernelError,
+    /// Who wants it.
+    pub why: Option<Why>,
+}
+
+/// The reconciler of one host.
+#[derive(Debug)]
+pub struct Reconciler<K> {
+    kernel: K,
+    view: View,
+    desired: Desired,
+    changed: Changed,
+    stale: BTreeSet<Sort>,
+    /// Set by the first whole listing of the store: before it nothing is known, and nothing is touched.
+    synced: bool,
+    /// Set by the first observation: what differs before it is no drift.
+    observed_once: bool,
+    facts: Facts,
+    failures: BTreeMap<Key, Failure>,
+    observe_error: Option<KernelError>,
+    refused: Vec<Refusal>,
+    writes: BTreeMap<Sort, u64>,
+    repairs: BTreeMap<Sort, u64>,
+    rounds: u64,
+    /// Nodes whose agent shows signs of life.
+    alive: BTreeSet<NodeName>,
+    /// What happened.
+    pub events: EventLog,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// A reconciler that knows nothing but its host.
+    pub fn new(kernel: K, local: Local) -> Self {
+        Self {
+            kernel,
+            view: View::new(local),
+            desired: Desired::new(),
+            changed: Changed::default(),
+            stale: Sort::ALL.into(),
+            synced: false,
+            observed_once: false,
+            facts: Facts::default(),
+            failures: BTreeMap::new(),
+            observe_error: None,
+            refused: Vec::new(),
+            writes: BTreeMap::new(),
+            repairs: BTreeMap::new(),
+            rounds: 0,
+            alive: BTreeSet::new(),
+            events: EventLog::default(),
+        }
+    }
+
+    /// Takes in a whole listing of the store: what is not in it is gone.
+    pub fn listing(&mut self, entries: &[Entry]) {
+        let listed: BTreeSet<_> = entries.iter().map(|entry| entry.record.key()).collect();
+        for key in self.view.known_keys() {
+            if !listed.contains(&key) {
+                self.changed.merge(self.view.delete(&key));
+            }
+        }
+        self.alive.clear();
+        for entry in entries {
+            self.record(&Change::Put(entry.clone()));
+        }
+        if !self.synced {
+            self.synced = true;
+            self.changed.all = true;
+        }
+    }
+
+    /// Takes in one change of the store.
+    pub fn record(&mut self, change: &Change) {
+        use loden_core::model::{Key as RecordKey, Record};
+        match change {
+            Change::Put(entry) => {
+                if let Record::Lease(lease) = &entry.record {
+                    self.alive.insert(lease.node.clone());
+                }
+                self.changed.merge(self.view.put(entry));
+            }
+            Change::Delete { key, .. } => {
+                if let RecordKey::Lease(node) = key {
+                    self.alive.remove(node);
+                }
+                self.changed.merge(self.view.delete(key));
+            }
+        }
+    }
+
+    /// Takes in what is known of this host.
+    pub fn local(&mut self, local: Local) {
+        self.changed.merge(self.view.set_local(local));
+    }
+
+    /// Takes in all of this host's attachments: what is not among them is gone.
+    pub fn attachments(&mut self, now: BTreeMap<AttachmentKey, Arc<Attachment>>) {
+        let gone: Vec<_> = self.view.attachments.keys().filter(|key| !now.contains_key(key)).cloned().collect();
+        for key in gone {
+            self.changed.merge(self.view.set_attachment(key, None));
+        }
+        for (key, attachment) in now {
+            self.changed.merge(self.view.set_attachment(key, Some(attachment)));
+        }
+        if !self.changed.is_empty() {
+            // A pod's link has been made or parked by the plugin, which the mirror need not have seen yet.
+            self.stale.insert(Sort::Link);
+        }
+    }
+
+    /// Takes in a report of the kernel. Says whether a round is called for.
+    pub fn kernel_event(&mut self, event: Event) -> bool {
+        let (key, seen) = match event {
+            Event::Seen(key, object) => (key, Some(object)),
+            Event::Gone(key) => (key, None),
+            Event::Stale(sort) => return self.stale.insert(sort) || !self.stale.is_empty(),
+            Event::Overrun => {
+                self.stale = Sort::ALL.into();
+                return true;
+            }
+            Event::Parked | Event::Underlay => return false,
+        };
+        let known = self.desired.map().actual(&key);
+        let wanted = self.desired.map().desired(&key);
+        let meets = |object: Option<&Object>| match (wanted, object) {
+            (Some(wanted), Some(object)) => wanted.object.is_met_by(object),
+            (None, None) => true,
+            _ => false,
+        };
+        if known == seen.as_ref() {
+            return false;
+        }
+        if meets(known) && meets(seen.as_ref()) {
+            self.desired.noted(key, seen);
+            return false;
+        }
+        self.stale.insert(key.sort());
+        true
+    }
+
+    /// Looks at everything again at the next round, though nothing was reported.
+    pub fn resync(&mut self) {
+        self.stale = Sort::ALL.into();
+    }
+
+    /// Thinks over what has changed, looks at what may have, and makes the kernel follow.
+    pub fn round(&mut self) -> Round {
+        let mut round = Round::default();
+        if !self.synced {
+            return round;
+        }
+        self.rounds += 1;
+        let changed = std::mem::take(&mut self.changed);
+        if changed.all || changed.sources.contains(&Source::Local) {
+            // A device that is wanted for the first time may be there already, made by somebody else.
+            self.stale.extend([Sort::Link, Sort::Address, Sort::Sysctl]);
+        }
+        self.desired.update(&self.view, &changed);
+        for _ in 0..PASSES {
+            if !self.observe(&mut round) {
+                break;
+            }
+            let plan = Plan::of(&self.desired);
+            self.refused = plan.refused;
+            if plan.steps.is_empty() {
+                self.failures.clear();
+                break;
+            }
+            let links_changed = self.apply(&plan.steps, &mut round);
+            if !links_changed {
+                break;
+            }
+            // A link that was made, remade or set up or down takes others' objects with it or lets them be made.
+            self.stale = Sort::ALL.into();
+        }
+        self.publish();
+        round
+    }
+
+    /// Reads the stale sorts. What was as wanted before and is not now was changed by something else: that is a repair.
+    fn observe(&mut self, round: &mut Round) -> bool {
+        if self.stale.is_empty() {
+            return true;
+        }
+        let sorts = std::mem::take(&mut self.stale);
+        let differing_before: BTreeSet<Key> = self.desired.map().differences().map(|(key, ..)| *key).collect();
+        match self.kernel.observe(&self.desired.scope(sorts.clone())) {
+            Ok(seen) => {
+                self.desired.observed(&sorts, seen);
+                self.observe_error = None;
+            }
+            Err(error) => {
+                self.events.push("error", &error.object, format!("cannot be read: {}", error.cause));
+                self.observe_error = Some(error);
+                self.stale = sorts;
+                round.failed += 1;
+                return false;
+            }
+        }
+        if self.observed_once {
+            let mut drifted = Vec::new();
+            for (key, wanted, actual) in self.desired.map().differences() {
+                if let (false, Some(wanted)) = (differing_before.contains(key), wanted) {
+                    let was = match actual {
+                        None => "was missing".to_owned(),
+                        Some(actual) => format!("had been changed ({actual})"),
+                    };
+                    drifted.push((*key, format!("{was}; made right: {}", wanted.why)));
+                }
+            }
+            for (key, text) in drifted {
+                *self.repairs.entry(key.sort()).or_default() += 1;
+                round.repairs += 1;
+                self.events.push("repair", &key.to_string(), text);
+            }
+        }
+        self.observed_once = true;
+        true
+    }
+
+    /// Carries out the steps. Says whether a link changed, so that everything has to be looked at again.
+    fn apply(&mut self, steps: &[Step], round: &mut Round) -> bool {
+        let results = self.kernel.apply(steps);
+        let mut links_changed = false;
+        self.failures.clear();
+        for (step, result) in steps.iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    round.done += 1;
+                    *self.writes.entry(step.key.sort()).or_default() += 1;
+                    links_changed |= step.key.sort() == Sort::Link;
+                    self.desired.noted(step.key, step.new.clone());
+                }
+                Err(error) => {
+                    round.failed += 1;
+                    // What the kernel refuses may stand on a wrong idea of what it holds.
+                    self.stale.insert(step.key.sort());
+                    self.events.push("error", &step.key.to_string(), error.cause.clone());
+                    self.failures.insert(step.key, Failure { error, why: step.why.clone() });
+                }
+            }
+        }
+        if round.done > 0 {
+            let verbs = |verb| steps.iter().filter(|step| step.verb == verb).count();
+            let text = format!(
+                "{} added, {} changed, {} remade, {} removed, {} failed",
+                verbs(Verb::Add),
+                verbs(Verb::Change),
+                verbs(Verb::Recreate),
+                verbs(Verb::Remove),
+                round.failed
+            );
+            self.events.push("apply", &format!("{} objects", steps.len()), text);
+        }
+        links_changed
+    }
+
+    /// Brings the facts up to date as far as the kernel has followed.
+    fn publish(&mut self) {
+        let of_local = |key: &Key| {
+            self.desired.map().desired(key).is_some_and(|wanted| wanted.why.source == Source::Local)
+        };
+        let (mut host_right, mut routes_right) = (self.observe_error.is_none(), self.observe_error.is_none());
+        for (key, wanted, actual) in self.desired.map().differences() {
+            let is_left_alone = wanted.is_none() && actual.is_some_and(|actual| !actual.is_ours());
+            host_right &= !of_local(key) || is_left_alone;
+            routes_right &= key.sort() != Sort::Route || is_left_alone;
+        }
+        let mut sends = self.desired.uses();
+        for pool in self.view.pools.values() {
+            sends.entry(pool.name.clone()).or_default().insert(pool.backend.clone());
+        }
+        if !routes_right {
+            // Some packets may still take the former way.
+            for (pool, backends) in &self.facts.sends {
+                sends.entry(pool.clone()).or_default().extend(backends.iter().cloned());
+            }
+        }
+        self.facts.sends = sends;
+        if host_right
+            && self.desired.problems_of(&Source::Local).is_empty()
+            && let Some(now) = published(&self.view)
+        {
+            self.facts.receives = now.receives;
+            self.facts.mtu_pod = Some(now.mtu_pod);
+        }
+    }
+
+    /// What the host may tell the cluster now.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Reads everything and says what a round would do.
+    ///
+    /// # Errors
+    /// [`KernelError`] when the kernel cannot be read.
+    pub fn dry_run(&mut self) -> Result<Plan, KernelError> {
+        if self.synced {
+            let changed = std::mem::take(&mut self.changed);
+            self.desired.update(&self.view, &changed);
+            let sorts: BTreeSet<Sort> = Sort::ALL.into();
+            let seen = self.kernel.observe(&self.desired.scope(sorts.clone()))?;
+            self.desired.observed(&sorts, seen);
+        }
+        Ok(Plan::of(&self.desired))
+    }
+
+    /// The view.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// What is wanted and what is there.
+    #[must_use]
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// The kernel.
+    pub fn kernel(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    /// Whether the store has been listed once.
+    #[must_use]
+    pub fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Whether a round has something to do.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.synced && (!self.changed.is_empty() || !self.stale.is_empty())
+    }
+
+    /// What the kernel refuses now.
+    #[must_use]
+    pub fn failures(&self) -> &BTreeMap<Key, Failure> {
+        &self.failures
+    }
+
+    /// Nodes whose agent shows signs of life.
+    #[must_use]
+    pub fn alive(&self) -> &BTreeSet<NodeName> {
+        &self.alive
+    }
+
+    /// Writes and repairs since the start, by sort, and the number of rounds.
+    #[must_use]
+    pub fn counts(&self) -> (&BTreeMap<Sort, u64>, &BTreeMap<Sort, u64>, u64) {
+        (&self.writes, &self.repairs, self.rounds)
+    }
+
+    /// Everything that is not as it should be.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = self.view.problems().chain(self.desired.problems()).cloned().collect();
+        if !self.synced {
+            problems.push(Problem::new("the datastore", "it has not been read yet: nothing is touched before it has"));
+        }
+        if let Some(error) = &self.observe_error {
+            problems.push(Problem::new(error.object.clone(), format!("cannot be read: {}", error.cause)));
+        }
+        problems.extend(self.refused.iter().map(|r| Problem::new(r.key.to_string(), format!("refused: {}", r.cause))));
+        problems.extend(
+            self.failures.iter().map(|(key, failure)| Problem::new(key.to_string(), failure.error.cause.clone())),
+        );
+        problems
+    }
+}

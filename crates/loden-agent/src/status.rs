@@ -1,0 +1,205 @@
+//! From the reconciler's state to what the API answers.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use loden_core::api::{
+    AddressInUse, BlockStatus, Failing, Ipam, KernelStatus, PeerStatus, PoolStatus, Status, StoreStatus,
+};
+use loden_core::desired::Source;
+use loden_core::kernel::{Kernel, Sort};
+use loden_core::model::{BackendConfig, Block, Prefix};
+use loden_core::view::{Problem, View};
+
+use crate::claim::Usage;
+use crate::cluster::ClusterHealth;
+use crate::reconcile::Reconciler;
+
+/// What the status says besides what the reconciler knows.
+#[derive(Debug, Clone, Default)]
+pub struct Around {
+    /// The store's address.
+    pub store_url: String,
+    /// How the store's side is.
+    pub cluster: ClusterHealth,
+    /// Problems of the host: no external interface, unreadable attachments.
+    pub host: Vec<Problem>,
+    /// Microseconds that the last round took.
+    pub last_round_us: u64,
+    /// Who guards the nftables table.
+    pub nft_ownership: String,
+    /// Whether the plugin has been told.
+    pub is_plugin_served: bool,
+}
+
+/// The whole status.
+pub fn status<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Status {
+    let view = reconciler.view();
+    let mut problems = around.host.clone();
+    problems.extend(around.cluster.problems.iter().cloned());
+    problems.extend(reconciler.problems());
+    if let Some(error) = &around.cluster.error {
+        problems.push(Problem::new("the datastore", format!("{error}; what is in the kernel stays as it is")));
+    }
+    problems.dedup();
+    let peers: Vec<PeerStatus> = view.peers().map(|node| peer(reconciler, node)).collect();
+    Status {
+        node: view.local.node.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_ms: reconciler.events.uptime_ms(),
+        ready: is_ready(reconciler, around),
+        problems,
+        underlay: view.local.underlay.clone(),
+        mtu_pod: reconciler.facts().mtu_pod,
+        pools: pools(reconciler, &peers),
+        blocks: blocks(view),
+        peers,
+        kernel: kernel(reconciler, around),
+        store: StoreStatus {
+            url: around.store_url.clone(),
+            up: around.cluster.up,
+            revision: around.cluster.revision,
+            error: around.cluster.error.clone(),
+        },
+    }
+}
+
+/// Whether pods can be served: the kernel is as wanted, and the plugin knows the node's blocks. A store that is away does not
+/// make the node unready, since pods start without it.
+pub fn is_ready<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> bool {
+    reconciler.synced()
+        && around.is_plugin_served
+        && reconciler.facts().mtu_pod.is_some()
+        && reconciler.failures().is_empty()
+        && reconciler.view().local.underlay.is_some()
+}
+
+fn pools<K: Kernel>(reconciler: &Reconciler<K>, peers: &[PeerStatus]) -> Vec<PoolStatus> {
+    let view = reconciler.view();
+    let of_pool = |pool: &loden_core::model::Pool| {
+        let owners: Vec<_> = peers
+            .iter()
+            .filter(|peer| view.nodes.get(&peer.node).is_some_and(|n| view.blocks_in(&n.name, pool).next().is_some()))
+            .collect();
+        let suffix = format!("pool {}", pool.name);
+        let causes: Vec<String> = reconciler
+            .problems()
+            .into_iter()
+            .filter(|problem| problem.subject.ends_with(&suffix))
+            .map(|problem| problem.to_string())
+            .collect();
+        let reached = owners.iter().filter(|peer| peer.missing == 0 && peer.problems.is_empty()).count();
+        PoolStatus {
+            name: pool.name.clone(),
+            cidr: pool.cidr,
+            backend: describe(&pool.backend),
+            lingering: view.active_backends(pool).into_iter().skip(1).map(describe).collect(),
+            peers_reached: reached,
+            peers: owners.len(),
+            healthy: causes.is_empty() && reached == owners.len() && reconciler.failures().is_empty(),
+            causes,
+        }
+    };
+    view.pools.values().map(of_pool).collect()
+}
+
+fn describe(backend: &BackendConfig) -> String {
+    match backend {
+        BackendConfig::Vxlan(v) => {
+            let direct = if v.direct_routing { ", direct routing" } else { "" };
+            format!("vxlan vni {} port {}{direct}", v.vni, v.port)
+        }
+        BackendConfig::HostGw(_) => "host-gw".to_owned(),
+    }
+}
+
+fn peer<K: Kernel>(reconciler: &Reconciler<K>, node: &loden_core::model::Node) -> PeerStatus {
+    let source = Source::Peer(node.name.clone());
+    let keys = reconciler.desired().keys_of(&source);
+    let map = reconciler.desired().map();
+    let is_missing = |key: &&loden_core::kernel::Key| match (map.desired(key), map.actual(key)) {
+        (Some(wanted), Some(actual)) => !wanted.object.is_met_by(actual),
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    PeerStatus {
+        node: node.name.clone(),
+        addresses: node.underlay.iter().map(|(_, addr)| addr).collect(),
+        blocks: reconciler.view().blocks.get(&node.name).map(|b| b.keys().copied().collect()).unwrap_or_default(),
+        alive: reconciler.alive().contains(&node.name),
+        objects: keys.len(),
+        missing: keys.iter().filter(is_missing).count(),
+        problems: reconciler.desired().problems_of(&source).iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn kernel<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> KernelStatus {
+    let (writes, repairs, rounds) = reconciler.counts();
+    let by_name = |counts: &BTreeMap<Sort, u64>| {
+        counts.iter().map(|(sort, count)| (sort.name().to_owned(), *count)).collect()
+    };
+    let failing = reconciler.failures().iter().map(|(key, failure)| Failing {
+        object: key.to_string(),
+        cause: failure.error.cause.clone(),
+        why: failure.why.as_ref().map_or_else(|| "nobody wants it any more".to_owned(), ToString::to_string),
+    });
+    KernelStatus {
+        wanted: reconciler.desired().map().all_desired().len(),
+        pending: pending(reconciler),
+        writes: by_name(writes),
+        repairs: by_name(repairs),
+        failing: failing.collect(),
+        rounds,
+        last_round_us: around.last_round_us,
+        nft_ownership: around.nft_ownership.clone(),
+    }
+}
+
+/// How many wanted objects are not as wanted.
+pub fn pending<K: Kernel>(reconciler: &Reconciler<K>) -> usize {
+    reconciler.desired().map().differences().filter(|(_, wanted, _)| wanted.is_some()).count()
+}
+
+/// This node's blocks with how full they are.
+pub fn blocks(view: &View) -> Vec<BlockStatus> {
+    let of = |block: &Block| BlockStatus {
+        cidr: block.cidr,
+        pool: block.pool.clone(),
+        used: used(view, block.cidr),
+        capacity: loden_core::ipam::capacity(block.cidr),
+    };
+    view.pools.values().flat_map(|pool| view.own_blocks_in(pool)).map(of).collect()
+}
+
+/// How full the blocks are, pool by pool.
+pub fn usage(view: &View) -> Usage {
+    let mut usage = Usage::new();
+    for block in blocks(view) {
+        let (used, capacity) = usage.entry(block.pool).or_default();
+        *used += block.used;
+        *capacity += block.capacity;
+    }
+    usage
+}
+
+fn used(view: &View, cidr: Prefix) -> u64 {
+    addresses(view).filter(|(addr, _)| cidr.contains(*addr)).count() as u64
+}
+
+fn addresses(view: &View) -> impl Iterator<Item = (IpAddr, &loden_core::model::Attachment)> {
+    view.attachments.values().flat_map(|attachment| attachment.ips().map(|addr| (addr, attachment.as_ref())))
+}
+
+/// Who has which address.
+pub fn ipam(view: &View) -> Ipam {
+    let mut all: Vec<AddressInUse> = addresses(view)
+        .map(|(address, attachment)| AddressInUse {
+            address,
+            attachment: attachment.key.to_string(),
+            pod: attachment.pod.clone(),
+            host_side: attachment.host_side.to_string(),
+        })
+        .collect();
+    all.sort_by_key(|used| used.address);
+    Ipam { blocks: blocks(view), addresses: all }
+}

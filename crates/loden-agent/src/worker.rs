@@ -1,0 +1,382 @@
+//! The kernel's side: a thread that owns the reconciler, gathers what comes in, and runs rounds.
+//!
+//! The first thing after a quiet spell is acted on at once; what follows within the gathering time is taken together. Nothing
+//! here waits for the datastore. A round with failures is repeated with growing pauses.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use loden_core::api::{Event as ApiEvent, Ipam, PlanReply, Status};
+use loden_core::cni::{NodeBlock, NodeFile};
+use loden_core::kernel::Event;
+use loden_core::model::IfName;
+use loden_core::view::{Local, Problem};
+use loden_linux::nft::Ownership;
+use loden_linux::run_dir::RunDir;
+use loden_linux::{LinuxKernel, veth};
+use tokio::sync::{oneshot, watch};
+
+use crate::cluster::{ClusterHealth, News, Outward};
+use crate::ledger::{self, Attached};
+use crate::metrics::{Metrics, SortLabel};
+use crate::reconcile::Reconciler;
+use crate::status::{self, Around};
+use crate::underlay::Finder;
+
+/// Between rounds while things keep coming in.
+const GATHER: Duration = Duration::from_millis(20);
+/// From the first thing to the round: what comes in the same breath is taken along.
+const BREATH: Duration = Duration::from_millis(1);
+/// Pauses after failures.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+/// Parked veths are deleted together: one deletion costs the kernel a grace period, a hundred at once not much more.
+const REAP_EVERY: Duration = Duration::from_millis(50);
+
+/// What comes in.
+#[derive(Debug)]
+pub enum Inbox {
+    /// From the store.
+    News(News),
+    /// From the kernel.
+    Kernel(Event),
+    /// From the plugin.
+    Attached(Attached),
+    /// From the API.
+    Ask(Question),
+    /// The agent stops.
+    Stop,
+}
+
+/// What the API asks.
+#[derive(Debug)]
+pub enum Question {
+    /// The whole status.
+    Status(oneshot::Sender<Status>),
+    /// What a round would do.
+    Plan(oneshot::Sender<Result<PlanReply, String>>),
+    /// Events behind a number.
+    Events(u64, oneshot::Sender<Vec<ApiEvent>>),
+    /// Who has which address.
+    Ipam(oneshot::Sender<Ipam>),
+}
+
+/// What the worker works with.
+pub struct Worker {
+    /// What comes in.
+    pub inbox: Receiver<Inbox>,
+    /// What is known of this host.
+    pub local: Local,
+    /// Finds the external interface.
+    pub finder: Finder,
+    /// `/run/loden`.
+    pub run_dir: RunDir,
+    /// How often everything is looked at again.
+    pub resync: Duration,
+    /// What has been reached.
+    pub outward: watch::Sender<Outward>,
+    /// How the store's side is.
+    pub cluster: watch::Receiver<ClusterHealth>,
+    /// The store's address.
+    pub store_url: String,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// When the loop last turned, for `/healthz`.
+    pub pulse: Arc<Mutex<Instant>>,
+    /// Told once, when the node can serve pods for the first time.
+    pub on_ready: Option<oneshot::Sender<()>>,
+    /// The external interface's name, for the monitor.
+    pub underlay_name: Arc<Mutex<Option<IfName>>>,
+}
+
+/// What the loop keeps in mind.
+struct Loop {
+    around: Around,
+    /// When the first thing came in that no round has taken yet.
+    waiting_since: Option<Instant>,
+    last_round: Option<Instant>,
+    retry: Option<(Instant, Duration)>,
+    next_resync: Instant,
+    reap: Option<Instant>,
+    is_underlay_stale: bool,
+}
+
+impl Worker {
+    /// Runs until told to stop. The kernel is left as it is.
+    pub fn run(mut self, kernel: LinuxKernel) {
+        let mut reconciler = Reconciler::new(kernel, self.local.clone());
+        let mut state = Loop {
+            around: Around { store_url: self.store_url.clone(), ..Around::default() },
+            waiting_since: None,
+            last_round: None,
+            retry: None,
+            next_resync: Instant::now() + self.resync,
+            // What a former agent left parked is reaped at once.
+            reap: Some(Instant::now()),
+            is_underlay_stale: true,
+        };
+        loop {
+            if let Ok(mut pulse) = self.pulse.lock() {
+                *pulse = Instant::now();
+            }
+            let due = self.due(&state);
+            let message = match due.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) {
+                // The pulse has to be felt even when nothing comes in.
+                Some(wait) => self.inbox.recv_timeout(wait.min(Duration::from_secs(1))),
+                None => self.inbox.try_recv().map_err(|_| RecvTimeoutError::Timeout),
+            };
+            match message {
+                Ok(Inbox::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(message) => {
+                    if self.take_in(message, &mut reconciler, &mut state) {
+                        state.waiting_since.get_or_insert_with(Instant::now);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if Instant::now() >= self.due(&state) {
+                self.work(&mut reconciler, &mut state);
+            }
+        }
+    }
+
+    /// When there is something to do next.
+    fn due(&self, state: &Loop) -> Instant {
+        let gathered = state.waiting_since.map(|since| {
+            let earliest = state.last_round.map_or(since, |last| last + GATHER);
+            earliest.max(since + BREATH)
+        });
+        let retry = state.retry.map(|(at, _)| at);
+        [gathered, retry, state.reap].into_iter().flatten().fold(state.next_resync, Instant::min)
+    }
+
+    /// Takes in one message; says whether it calls for a round.
+    fn take_in(&mut self, message: Inbox, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) -> bool {
+        match message {
+            Inbox::News(News::Listing(entries)) => {
+                reconciler.listing(&entries);
+                true
+            }
+            Inbox::News(News::Change(change)) => {
+                reconciler.record(&change);
+                reconciler.is_due()
+            }
+            Inbox::Kernel(Event::Parked) => {
+                state.reap.get_or_insert_with(|| Instant::now() + REAP_EVERY);
+                false
+            }
+            Inbox::Kernel(Event::Underlay) => {
+                state.is_underlay_stale = true;
+                true
+            }
+            Inbox::Kernel(event) => {
+                if event == Event::Overrun {
+                    state.reap.get_or_insert_with(|| Instant::now() + REAP_EVERY);
+                }
+                reconciler.kernel_event(event)
+            }
+            Inbox::Attached((attachments, unreadable)) => {
+                state.around.host.retain(|problem| problem.subject != "attachments");
+                state.around.host.extend(
+                    unreadable.iter().map(|error| Problem::new("attachments", error.to_string())),
+                );
+                reconciler.attachments(attachments);
+                reconciler.is_due()
+            }
+            Inbox::Ask(question) => {
+                self.answer(question, reconciler, state);
+                false
+            }
+            Inbox::Stop => false,
+        }
+    }
+
+    /// Does what is due.
+    fn work(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+        let now = Instant::now();
+        if state.reap.is_some_and(|at| at <= now) {
+            state.reap = None;
+            if let Err(error) = veth::reap() {
+                tracing::warn!(%error, "parked veths cannot be deleted; it is tried again at the next one");
+            }
+        }
+        if state.next_resync <= now {
+            // A tenth more or less, by the clock's own noise, so that nodes do not move in step.
+            let noise = now.elapsed().subsec_nanos() % 200;
+            state.next_resync = now + self.resync * (900 + noise) / 1000;
+            state.is_underlay_stale = true;
+            reconciler.resync();
+            state.waiting_since.get_or_insert(now);
+        }
+        let is_retry = state.retry.is_some_and(|(at, _)| at <= now);
+        if state.waiting_since.is_none() && !is_retry {
+            return;
+        }
+        if std::mem::take(&mut state.is_underlay_stale) {
+            self.find_underlay(reconciler, state);
+        }
+        if !reconciler.is_due() && !is_retry {
+            state.waiting_since = None;
+            return;
+        }
+        let began = Instant::now();
+        let round = reconciler.round();
+        let took = began.elapsed();
+        if let Some(since) = state.waiting_since.take() {
+            self.metrics.store_lag.observe(since.elapsed().as_secs_f64());
+        }
+        state.last_round = Some(Instant::now());
+        state.retry = if round.failed == 0 {
+            None
+        } else {
+            let pause = state.retry.map_or(RETRY_FIRST, |(_, pause)| (pause * 2).min(RETRY_MOST));
+            Some((Instant::now() + pause, pause))
+        };
+        state.around.last_round_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.metrics.round(&round, took, Duration::from_millis(reconciler.events.uptime_ms()));
+        self.tell(reconciler, state);
+    }
+
+    fn find_underlay(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+        state.around.host.retain(|problem| problem.subject != "the external interface");
+        let underlay = match self.finder.find() {
+            Ok(underlay) => Some(underlay),
+            Err(problem) => {
+                state.around.host.push(problem);
+                // What there is goes on; it is used again as soon as it is back.
+                self.local.underlay.clone()
+            }
+        };
+        if underlay != self.local.underlay {
+            if let Some(underlay) = &underlay {
+                let text = format!(
+                    "MTU {}, {}",
+                    underlay.mtu,
+                    underlay.addresses.iter().map(|(_, a)| a.to_string()).collect::<Vec<_>>().join(" ")
+                );
+                reconciler.events.push("view", &format!("external interface {}", underlay.ifname), text);
+            }
+            self.local.underlay = underlay;
+            if let Ok(mut name) = self.underlay_name.lock() {
+                *name = self.local.underlay.as_ref().map(|underlay| underlay.ifname);
+            }
+            reconciler.local(self.local.clone());
+        }
+    }
+
+    /// Tells the cluster, the plugin and the metrics what has been reached.
+    fn tell(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+        let view = reconciler.view();
+        let outward = Outward {
+            facts: reconciler.facts().clone(),
+            underlay: view.local.underlay.as_ref().map(|underlay| underlay.addresses),
+            usage: status::usage(view),
+        };
+        self.outward.send_if_modified(|was| {
+            let is_new = *was != outward;
+            if is_new {
+                *was = outward;
+            }
+            is_new
+        });
+        state.around.is_plugin_served = self.serve_plugin(reconciler, state);
+        let (writes, repairs, _) = reconciler.counts();
+        for (family, counts) in [(&self.metrics.writes, writes), (&self.metrics.repairs, repairs)] {
+            for (sort, count) in counts {
+                let counter = family.get_or_create(&SortLabel { sort: sort.name().to_owned() });
+                counter.inc_by(count.saturating_sub(counter.get()));
+            }
+        }
+        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.metrics.wanted.set(gauge(reconciler.desired().map().all_desired().len()));
+        self.metrics.pending.set(gauge(status::pending(reconciler)));
+        self.metrics.peers.set(gauge(reconciler.view().nodes.len().saturating_sub(1)));
+        state.around.nft_ownership = match reconciler.kernel().nft().ownership() {
+            Ownership::Owned => "owned".to_owned(),
+            Ownership::Shared => "shared: this kernel has no owned tables; foreign changes are repaired".to_owned(),
+        };
+        self.refresh_cluster(state);
+        if status::is_ready(reconciler, &state.around)
+            && let Some(on_ready) = self.on_ready.take()
+        {
+            // The services' side may be gone already when the agent stops at once.
+            let _ = on_ready.send(());
+        }
+    }
+
+    /// Writes `node.json` once the kernel holds what pods need. Says whether the plugin can serve.
+    fn serve_plugin(&self, reconciler: &Reconciler<LinuxKernel>, state: &mut Loop) -> bool {
+        let view = reconciler.view();
+        let Some(mtu_pod) = reconciler.facts().mtu_pod else { return false };
+        let blocks: Vec<NodeBlock> = status::blocks(view)
+            .into_iter()
+            .filter_map(|block| Some(NodeBlock { cidr: block.cidr, gateway: block.cidr.nth(1)?, pool: block.pool }))
+            .collect();
+        if blocks.is_empty() {
+            return false;
+        }
+        let node = NodeFile { node: view.local.node.clone(), bridge: view.local.bridge, mtu_pod, blocks };
+        state.around.host.retain(|problem| problem.subject != "node.json");
+        match ledger::tell_plugin(&self.run_dir, &node) {
+            Ok(()) => true,
+            Err(error) => {
+                state.around.host.push(Problem::new("node.json", error.to_string()));
+                false
+            }
+        }
+    }
+
+    fn refresh_cluster(&mut self, state: &mut Loop) {
+        state.around.cluster = self.cluster.borrow_and_update().clone();
+        self.metrics.store_up.set(i64::from(state.around.cluster.up));
+        self.metrics.store_revision.set(i64::try_from(state.around.cluster.revision).unwrap_or(i64::MAX));
+    }
+
+    fn answer(&mut self, question: Question, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+        self.refresh_cluster(state);
+        // An asker that has gone away does not want the answer.
+        match question {
+            Question::Status(answer) => drop(answer.send(status::status(reconciler, &state.around))),
+            Question::Events(after, answer) => drop(answer.send(reconciler.events.after(after))),
+            Question::Ipam(answer) => drop(answer.send(status::ipam(reconciler.view()))),
+            Question::Plan(answer) => {
+                let reply = reconciler.dry_run().map_err(|error| error.to_string()).map(|plan| PlanReply {
+                    steps: plan.steps.len(),
+                    refused: plan.refused.len(),
+                    text: plan.to_string(),
+                });
+                drop(answer.send(reply));
+            }
+        }
+    }
+}
+
+/// Listens to the kernel in a thread of its own and fills the inbox.
+///
+/// # Errors
+/// [`loden_linux::LinuxError`] when the sockets cannot be opened.
+pub fn listen(
+    kernel: &mut LinuxKernel,
+    inbox: Sender<Inbox>,
+    underlay: Arc<Mutex<Option<IfName>>>,
+) -> Result<(), loden_linux::LinuxError> {
+    let ports = [kernel.port(), kernel.nft().port()];
+    let mut monitor = loden_linux::monitor::Monitor::open(ports)?;
+    let work = move || {
+        loop {
+            let name = underlay.lock().ok().and_then(|name| *name);
+            let mut is_open = true;
+            let waited = monitor.wait(name, |event| is_open &= inbox.send(Inbox::Kernel(event)).is_ok());
+            if !is_open {
+                return;
+            }
+            if let Err(error) = waited {
+                tracing::error!(%error, "the kernel cannot be listened to; everything is looked at again by the timer");
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        }
+    };
+    let spawned = std::thread::Builder::new().name("monitor".to_owned()).spawn(work);
+    spawned.map(drop).map_err(|error| loden_linux::LinuxError::system("thread for the monitor", error))
+}

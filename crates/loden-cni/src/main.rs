@@ -1,0 +1,168 @@
+//! `loden-cni`: the CNI plugin. A file a verb; no datastore, no network, no runtime of its own: it starts in a millisecond.
+//!
+//! The result or the error is JSON on standard output; what a person should see besides goes to standard error.
+
+mod add;
+mod check;
+mod del;
+mod fault;
+mod gc;
+mod status;
+
+use std::io::{Read, Write};
+use std::process::ExitCode;
+
+use loden_core::cni::{CniError, Code, Environment, NetConf, NodeFile, Verb, Version};
+use loden_core::model::{AttachmentKey, IfName};
+use loden_linux::LinuxError;
+use loden_linux::ledger::Ledger;
+use loden_linux::run_dir::{RunDir, read_json};
+use serde_json::{Value, json};
+
+/// One call.
+pub struct Call {
+    /// The variables.
+    pub environment: Environment,
+    /// The configuration.
+    pub conf: NetConf,
+}
+
+fn main() -> ExitCode {
+    let (version, answer) = answer();
+    let (text, code) = match answer {
+        Ok(None) => return ExitCode::SUCCESS,
+        Ok(Some(value)) => (value, ExitCode::SUCCESS),
+        Err(error) => (error.to_json(version), ExitCode::FAILURE),
+    };
+    // A runtime that has closed its end does not want the answer.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    code
+}
+
+/// The answer, and the version to put an error in.
+fn answer() -> (Version, Result<Option<Value>, CniError>) {
+    if std::env::var_os("CNI_COMMAND").is_none_or(|verb| verb.is_empty()) {
+        let known: Vec<_> = Version::ALL.into_iter().map(Version::as_str).collect();
+        let about = format!(
+            "loden-cni {}: a CNI plugin, called by a container runtime. Protocol versions: {}\n",
+            env!("CARGO_PKG_VERSION"),
+            known.join(", ")
+        );
+        let _ = std::io::stderr().write_all(about.as_bytes());
+        return (Version::V1_1_0, Ok(None));
+    }
+    let environment = match Environment::read(|name| std::env::var(name).ok()) {
+        Ok(environment) => environment,
+        Err(error) => return (Version::V1_1_0, Err(error)),
+    };
+    let mut input = Vec::new();
+    if let Err(error) = std::io::stdin().read_to_end(&mut input) {
+        let error = CniError::new(Code::Io, "standard input cannot be read").with(error.to_string());
+        return (Version::V1_1_0, Err(error));
+    }
+    if environment.verb == Verb::Version {
+        return (Version::V1_1_0, Ok(Some(version(&input))));
+    }
+    match NetConf::parse(&input) {
+        Ok(conf) => {
+            let version = conf.version;
+            (version, Call { environment, conf }.answer())
+        }
+        Err(error) => (Version::V1_1_0, Err(error)),
+    }
+}
+
+/// VERSION heeds its input only for the version to answer in.
+fn version(input: &[u8]) -> Value {
+    let given = serde_json::from_slice::<Value>(input).ok();
+    let given = given.as_ref().and_then(|value| value.get("cniVersion")).and_then(Value::as_str);
+    let known: Vec<_> = Version::ALL.into_iter().map(Version::as_str).collect();
+    json!({ "cniVersion": given.unwrap_or("1.1.0"), "supportedVersions": known })
+}
+
+impl Call {
+    fn answer(&self) -> Result<Option<Value>, CniError> {
+        let needs = match self.environment.verb {
+            Verb::Gc | Verb::Status => Version::V1_1_0,
+            Verb::Check => Version::V0_4_0,
+            Verb::Add | Verb::Del | Verb::Version => Version::V0_1_0,
+        };
+        if self.conf.version < needs {
+            return Err(CniError::new(
+                Code::IncompatibleVersion,
+                format!("the configuration has cniVersion {}, this verb came with {needs}", self.conf.version),
+            ));
+        }
+        match self.environment.verb {
+            Verb::Add => add::run(self).map(Some),
+            Verb::Del => del::run(self).map(|()| None),
+            Verb::Check => check::run(self).map(|()| None),
+            Verb::Gc => gc::run(self).map(|()| None),
+            Verb::Status => status::run(self).map(|()| None),
+            Verb::Version => Ok(None),
+        }
+    }
+
+    /// The network's name.
+    ///
+    /// # Errors
+    /// Code 7 without one.
+    pub fn network(&self) -> Result<&str, CniError> {
+        let missing = || CniError::new(Code::InvalidConfig, "the configuration has no `name`");
+        self.conf.name.as_deref().ok_or_else(missing)
+    }
+
+    /// What the call is about.
+    ///
+    /// # Errors
+    /// Code 4 or 7 when the environment or the configuration does not say.
+    pub fn key(&self) -> Result<AttachmentKey, CniError> {
+        let missing = |name: &str| CniError::new(Code::InvalidEnvironment, format!("{name} must be set"));
+        Ok(AttachmentKey {
+            network: self.network()?.to_owned(),
+            container: self.environment.container.clone().ok_or_else(|| missing("CNI_CONTAINERID"))?,
+            ifname: self.environment.ifname.ok_or_else(|| missing("CNI_IFNAME"))?,
+        })
+    }
+
+    /// The agent's files.
+    #[must_use]
+    pub fn run_dir(&self) -> RunDir {
+        RunDir::new(&self.conf.run_dir)
+    }
+
+    /// Addresses and attachments.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        Ledger::new(self.run_dir())
+    }
+
+    /// What the agent has told of the node.
+    ///
+    /// # Errors
+    /// `code` while it has not.
+    pub fn node(&self, code: Code) -> Result<NodeFile, CniError> {
+        let path = self.run_dir().node_file();
+        let not_yet = |cause: String| {
+            CniError::new(code, "the node is not ready for pods yet").with(format!(
+                "{}: {cause}; lodend writes it when the node is ready: see its log and `loden status`",
+                path.display()
+            ))
+        };
+        match read_json::<NodeFile>(&path) {
+            Ok(Some(node)) => Ok(node),
+            Ok(None) => Err(not_yet("is not there".to_owned())),
+            Err(error) => Err(not_yet(error.to_string())),
+        }
+    }
+}
+
+/// An error of the kernel or of files.
+pub fn failed(what: impl Into<String>, error: &LinuxError) -> CniError {
+    CniError::new(Code::Internal, what).with(error.to_string())
+}
+
+/// The attachment of another interface or container of the same network.
+pub fn key_of(network: &str, container: &str, ifname: IfName) -> AttachmentKey {
+    AttachmentKey { network: network.to_owned(), container: container.to_owned(), ifname }
+}

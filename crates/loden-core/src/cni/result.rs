@@ -1,0 +1,232 @@
+//! Results, in all the shapes that the versions have: written and read.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+
+use super::{CniError, Code, Version};
+use crate::attach::PodRoute;
+use crate::model::{Attachment, Mac};
+
+/// What an ADD came to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Success {
+    /// Interfaces made, on the host and in the pod.
+    pub interfaces: Vec<Interface>,
+    /// Addresses given.
+    pub ips: Vec<IpConfig>,
+    /// Routes in the pod.
+    pub routes: Vec<Route>,
+    /// `dns`, as it came.
+    pub dns: Option<Value>,
+}
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes (1.1.0).
+    pub mtu: Option<u32>,
+    /// The pod's namespace; `None`: on the host.
+    pub sandbox: Option<String>,
+}
+
+/// An address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IpConfig {
+    /// With its prefix length.
+    pub address: IpNet,
+    /// Its gateway.
+    pub gateway: Option<IpAddr>,
+    /// Its interface, by place in the list.
+    pub interface: Option<usize>,
+}
+
+/// A route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Destination.
+    pub dst: IpNet,
+    /// Gateway.
+    pub gw: Option<IpAddr>,
+}
+
+impl Success {
+    /// The result of an attachment.
+    #[must_use]
+    pub fn of(attachment: &Attachment, routes: &[PodRoute]) -> Self {
+        let host = Interface { name: attachment.bridge.to_string(), mac: None, mtu: Some(attachment.mtu), sandbox: None };
+        let veth = Interface { name: attachment.host_side.to_string(), ..host.clone() };
+        let pod = Interface {
+            name: attachment.key.ifname.to_string(),
+            mac: Some(attachment.mac),
+            mtu: Some(attachment.mtu),
+            sandbox: Some(attachment.netns.clone()),
+        };
+        let gateway = |net: &IpNet| {
+            routes.iter().map(|route| route.gateway).find(|gw| net.trunc().contains(gw))
+        };
+        let ip = |net: &IpNet| IpConfig { address: *net, gateway: gateway(net), interface: Some(2) };
+        Self {
+            interfaces: vec![host, veth, pod],
+            ips: attachment.addresses.iter().map(ip).collect(),
+            routes: routes.iter().map(|r| Route { dst: r.prefix.ipnet(), gw: Some(r.gateway) }).collect(),
+            dns: None,
+        }
+    }
+
+    /// The JSON of a version.
+    #[must_use]
+    pub fn to_json(&self, version: Version) -> Value {
+        let mut map = Map::new();
+        map.insert("cniVersion".to_owned(), version.as_str().into());
+        if version <= Version::V0_2_0 {
+            for (key, v4) in [("ip4", true), ("ip6", false)] {
+                if let Some(ip) = self.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4) {
+                    let routes: Vec<_> =
+                        self.routes.iter().filter(|r| r.dst.addr().is_ipv4() == v4).map(|r| r.to_json()).collect();
+                    let mut old = json!({ "ip": ip.address.to_string(), "routes": routes });
+                    if let Some(gateway) = ip.gateway {
+                        old["gateway"] = gateway.to_string().into();
+                    }
+                    map.insert(key.to_owned(), old);
+                }
+            }
+        } else {
+            let interfaces: Vec<_> = self.interfaces.iter().map(|i| i.to_json(version)).collect();
+            let ips: Vec<_> = self.ips.iter().map(|ip| ip.to_json(version)).collect();
+            let routes: Vec<_> = self.routes.iter().map(|route| route.to_json()).collect();
+            for (key, list) in [("interfaces", interfaces), ("ips", ips), ("routes", routes)] {
+                if !list.is_empty() {
+                    map.insert(key.to_owned(), list.into());
+                }
+            }
+        }
+        map.insert("dns".to_owned(), self.dns.clone().unwrap_or_else(|| json!({})));
+        Value::Object(map)
+    }
+
+    /// Reads a result; its own `cniVersion` goes before the configuration's.
+    ///
+    /// # Errors
+    /// Code 6 when it cannot be understood.
+    pub fn parse(value: &Value, version: Version) -> Result<Self, CniError> {
+        let version = value.get("cniVersion").and_then(Value::as_str).map_or(Ok(version), Version::parse)?;
+        let wrong = |what: &str| CniError::new(Code::Decode, format!("prevResult: {what} cannot be understood"));
+        let list = |key: &str| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+        let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+        let ip = |value: &Value, key: &str| text(value, key).and_then(|text| text.parse::<IpAddr>().ok());
+        let route = |value: &Value| {
+            let dst = text(value, "dst").and_then(|dst| dst.parse().ok()).ok_or_else(|| wrong("a route"))?;
+            Ok(Route { dst, gw: ip(value, "gw") })
+        };
+        let mut result = Self { dns: value.get("dns").cloned(), ..Self::default() };
+        if version <= Version::V0_2_0 {
+            for old in [value.get("ip4"), value.get("ip6")].into_iter().flatten() {
+                let address = text(old, "ip").and_then(|ip| ip.parse().ok()).ok_or_else(|| wrong("an address"))?;
+                result.ips.push(IpConfig { address, gateway: ip(old, "gateway"), interface: None });
+                for entry in old.get("routes").and_then(Value::as_array).into_iter().flatten() {
+                    result.routes.push(route(entry)?);
+                }
+            }
+            return Ok(result);
+        }
+        for entry in list("interfaces") {
+            result.interfaces.push(Interface {
+                name: text(&entry, "name").ok_or_else(|| wrong("an interface"))?,
+                mac: text(&entry, "mac").and_then(|mac| mac.parse().ok()),
+                mtu: entry.get("mtu").and_then(Value::as_u64).and_then(|mtu| u32::try_from(mtu).ok()),
+                sandbox: text(&entry, "sandbox").filter(|sandbox| !sandbox.is_empty()),
+            });
+        }
+        for entry in list("ips") {
+            let address = text(&entry, "address").and_then(|a| a.parse().ok()).ok_or_else(|| wrong("an address"))?;
+            let interface = entry.get("interface").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+            result.ips.push(IpConfig { address, gateway: ip(&entry, "gateway"), interface });
+        }
+        for entry in list("routes") {
+            result.routes.push(route(&entry)?);
+        }
+        Ok(result)
+    }
+}
+
+impl Interface {
+    fn to_json(&self, version: Version) -> Value {
+        let mut map = Map::new();
+        map.insert("name".to_owned(), self.name.clone().into());
+        if let Some(mac) = self.mac {
+            map.insert("mac".to_owned(), mac.to_string().into());
+        }
+        if let Some(mtu) = self.mtu.filter(|_| version >= Version::V1_1_0) {
+            map.insert("mtu".to_owned(), mtu.into());
+        }
+        if let Some(sandbox) = &self.sandbox {
+            map.insert("sandbox".to_owned(), sandbox.clone().into());
+        }
+        Value::Object(map)
+    }
+}
+
+impl IpConfig {
+    fn to_json(self, version: Version) -> Value {
+        let mut map = Map::new();
+        if version < Version::V1_0_0 {
+            map.insert("version".to_owned(), if self.address.addr().is_ipv4() { "4" } else { "6" }.into());
+        }
+        if let Some(interface) = self.interface {
+            map.insert("interface".to_owned(), interface.into());
+        }
+        map.insert("address".to_owned(), self.address.to_string().into());
+        if let Some(gateway) = self.gateway {
+            map.insert("gateway".to_owned(), gateway.to_string().into());
+        }
+        Value::Object(map)
+    }
+}
+
+impl Route {
+    fn to_json(self) -> Value {
+        match self.gw {
+            Some(gw) => json!({ "dst": self.dst.to_string(), "gw": gw.to_string() }),
+            None => json!({ "dst": self.dst.to_string() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_version_reads_what_it_writes() {
+        let result = Success {
+            interfaces: vec![Interface {
+                name: "eth0".to_owned(),
+                mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+                mtu: Some(1450),
+                sandbox: Some("/run/netns/x".to_owned()),
+            }],
+            ips: vec![
+                IpConfig { address: "10.0.0.2/24".parse().expect("net"), gateway: "10.0.0.1".parse().ok(), interface: Some(0) },
+                IpConfig { address: "fd00::2/64".parse().expect("net"), gateway: None, interface: Some(0) },
+            ],
+            routes: vec![Route { dst: "0.0.0.0/0".parse().expect("net"), gw: "10.0.0.1".parse().ok() }],
+            dns: Some(json!({})),
+        };
+        for version in Version::ALL {
+            let json = result.to_json(version);
+            let read = Success::parse(&json, Version::V1_1_0).expect("readable");
+            assert_eq!(read.to_json(version), json, "{version}");
+            assert_eq!(read.ips.len(), 2, "{version}");
+        }
+        let old = result.to_json(Version::V0_2_0);
+        assert_eq!(old["ip4"]["gateway"], "10.0.0.1");
+        assert_eq!(result.to_json(Version::V0_3_1)["ips"][1]["version"], "6");
+        assert!(result.to_json(Version::V1_0_0)["interfaces"][0].get("mtu").is_none());
+    }
+}

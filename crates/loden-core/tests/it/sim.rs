@@ -1,0 +1,255 @@
+//! A small cluster: one datastore whose records have one order, and hosts that follow it with any delay.
+//!
+//! Each host has a view, a desired state and a [`ModelKernel`], and does what the agent does: it takes in records, makes its
+//! kernel follow, and writes its own record later, when it has come to know what it may say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use loden_core::desired::{Desired, Source, published};
+use loden_core::kernel::link::{Link, LinkKind};
+use loden_core::kernel::{Key, Object, Via, default_priority};
+use loden_core::model::{
+    BackendConfig, Block, Entry, IfName, Node, NodeName, PerFamily, Pool, PoolName, Receive, Record,
+};
+use loden_core::plan::Plan;
+use loden_core::underlay::Underlay;
+use loden_core::view::{Changed, Local, View};
+
+use crate::kernel::ModelKernel;
+use crate::picture;
+
+type Sends = BTreeMap<PoolName, BTreeSet<BackendConfig>>;
+
+/// The cluster.
+pub struct Sim {
+    log: Vec<Entry>,
+    pub hosts: Vec<Host>,
+    /// Whether a hole in a route is a fault yet: not while the cluster comes up.
+    pub watching: bool,
+}
+
+/// A host and its agent.
+pub struct Host {
+    pub name: NodeName,
+    pub view: View,
+    pub desired: Desired,
+    pub kernel: ModelKernel,
+    changed: Changed,
+    /// How much of the log has been taken in.
+    cursor: usize,
+    /// What is to be written: set when the kernel has followed.
+    facts: Option<(Vec<Receive>, Sends)>,
+    /// Set for a host that is dead: it does nothing any more.
+    pub dead: bool,
+}
+
+impl Sim {
+    /// Hosts `a`, `b`, … with one block each in every pool, at rest.
+    pub fn at_rest(count: usize, pools: &[Pool]) -> Self {
+        let mut sim = Self { log: Vec::new(), hosts: Vec::new(), watching: false };
+        for n in 0..count {
+            let host = Host::new(n);
+            for pool in pools {
+                let cidr = pool.cidr.nth_subnet(pool.block_len, n as u128).expect("a block");
+                let owner_uid = host.view.local.uid.clone();
+                sim.write(Record::Block(Block { cidr, pool: pool.name.clone(), owner: host.name.clone(), owner_uid }));
+            }
+            sim.hosts.push(host);
+        }
+        pools.iter().for_each(|pool| sim.write(Record::Pool(pool.clone())));
+        sim.settle();
+        sim.watching = true;
+        sim.check("at rest");
+        sim
+    }
+
+    /// Writes a record.
+    pub fn write(&mut self, record: Record) {
+        let key = record.key();
+        let revision = self.log.len() as u64 + 1;
+        let created = self.log.iter().find(|entry| entry.record.key() == key).map_or(revision, |entry| entry.created);
+        self.log.push(Entry { record, created, revision });
+    }
+
+    /// Lets a host see the next record.
+    pub fn deliver(&mut self, n: usize) {
+        let host = &mut self.hosts[n];
+        if let (false, Some(entry)) = (host.dead, self.log.get(host.cursor)) {
+            host.cursor += 1;
+            host.changed.merge(host.view.put(entry));
+        }
+    }
+
+    /// Lets a host make its kernel follow what it has seen. The cluster is looked at after each step.
+    pub fn reconcile(&mut self, n: usize) {
+        if self.hosts[n].dead {
+            return;
+        }
+        let changed = std::mem::take(&mut self.hosts[n].changed);
+        let host = &mut self.hosts[n];
+        host.desired.update(&host.view, &changed);
+        for pass in 0.. {
+            let host = &mut self.hosts[n];
+            let seen = host.kernel.objects.clone();
+            host.desired.observed(&ModelKernel::all_sorts(), seen);
+            let plan = Plan::of(&host.desired);
+            assert!(plan.refused.is_empty(), "{plan}");
+            if plan.is_empty() {
+                break;
+            }
+            assert!(pass < 4, "{} does not come to an end:\n{plan}", host.name);
+            let mut kernel = std::mem::take(&mut host.kernel);
+            kernel.apply(&plan, |now, step| {
+                self.hosts[n].kernel = now.clone();
+                self.check(&format!("after step of {}: {step}", self.hosts[n].name));
+            });
+            self.hosts[n].kernel = kernel;
+        }
+        let host = &mut self.hosts[n];
+        assert_eq!(host.desired.problems_of(&Source::Local), []);
+        if let Some(now) = published(&host.view) {
+            host.facts = Some((now.receives, host.desired.uses()));
+        }
+    }
+
+    /// Lets a host write its record, if it has something new to say.
+    pub fn publish(&mut self, n: usize) {
+        let host = &self.hosts[n];
+        let (false, Some((receives, sends))) = (host.dead, host.facts.clone()) else { return };
+        let node = Node {
+            name: host.name.clone(),
+            uid: host.view.local.uid.clone(),
+            underlay: host.view.local.underlay.as_ref().expect("underlay").addresses,
+            labels: BTreeMap::new(),
+            receives,
+            sends,
+            unknown: BTreeMap::new(),
+        };
+        let latest = self.log.iter().rev().find_map(|entry| match &entry.record {
+            Record::Node(node) if node.name == host.name => Some(node),
+            _ => None,
+        });
+        if latest != Some(&node) {
+            self.write(Record::Node(node));
+        }
+    }
+
+    /// Ends a host's agent and starts it again: it knows its kernel and the datastore, nothing else.
+    pub fn restart(&mut self, n: usize) {
+        if self.hosts[n].dead {
+            return;
+        }
+        let kernel = std::mem::take(&mut self.hosts[n].kernel);
+        self.hosts[n] = Host { kernel, changed: picture::everything(), ..Host::new(n) };
+        while self.hosts[n].cursor < self.log.len() {
+            self.deliver(n);
+        }
+    }
+
+    /// Goes on until nobody has anything left to do.
+    pub fn settle(&mut self) {
+        for round in 0.. {
+            assert!(round < 50, "the cluster does not come to rest");
+            let before = self.log.len();
+            for n in 0..self.hosts.len() {
+                while !self.hosts[n].dead && self.hosts[n].cursor < self.log.len() {
+                    self.deliver(n);
+                }
+                self.reconcile(n);
+                self.check("while it settles");
+                self.publish(n);
+            }
+            if self.log.len() == before && round > 0 {
+                return;
+            }
+        }
+    }
+
+    /// Each host's route to each other's blocks leads somewhere where the packet is taken in.
+    pub fn check(&self, when: &str) {
+        if !self.watching {
+            return;
+        }
+        for a in &self.hosts {
+            for b in self.hosts.iter().filter(|b| b.name != a.name && !b.dead) {
+                for block in self.log.iter().filter_map(|entry| match &entry.record {
+                    Record::Block(block) if block.owner == b.name => Some(block),
+                    _ => None,
+                }) {
+                    if let Err(fault) = usable(a, b, block) {
+                        panic!("{} to {} ({}), {when}: {fault}", a.name, b.name, block.cidr);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Host {
+    fn new(n: usize) -> Self {
+        let name = ["a", "b", "c", "d"][n];
+        let last = n as u8 + 1;
+        let underlay = Underlay {
+            ifname: eth0(),
+            mtu: 1500,
+            addresses: PerFamily { v4: Some([192, 0, 2, last].into()), v6: None },
+            onlink: vec!["192.0.2.0/24".parse().expect("prefix")],
+        };
+        let local = Local {
+            node: name.parse().expect("name"),
+            uid: format!("uid-{name}").parse().expect("identity"),
+            labels: BTreeMap::new(),
+            bridge: "cni0".parse().expect("name"),
+            underlay: Some(underlay),
+        };
+        Self {
+            name: local.node.clone(),
+            view: View::new(local),
+            desired: Desired::new(),
+            kernel: ModelKernel::new("eth0"),
+            changed: picture::everything(),
+            cursor: 0,
+            facts: None,
+            dead: false,
+        }
+    }
+
+    /// The VXLAN devices in the kernel.
+    pub fn vteps(&self) -> impl Iterator<Item = &Link> {
+        self.kernel.objects.values().filter_map(|object| match object {
+            Object::Link(link) if matches!(link.kind, LinkKind::Vxlan(_)) => Some(&**link),
+            _ => None,
+        })
+    }
+}
+
+fn eth0() -> IfName {
+    "eth0".parse().expect("name")
+}
+
+/// Whether what `a` sends to the block reaches `b`: by the underlay, or by a tunnel of which `b` has the other end.
+fn usable(a: &Host, b: &Host, block: &Block) -> Result<(), String> {
+    let here = &a.kernel.objects;
+    let there = b.view.local.underlay.as_ref().and_then(|underlay| underlay.addresses.v4).expect("address");
+    let route = Key::Route(block.cidr, default_priority(block.cidr.family()));
+    let Some(Object::Route(Via::Nexthop(dev, gateway))) = here.get(&route) else { return Err("no route".to_owned()) };
+    if !here.contains_key(&Key::Nexthop(*dev, *gateway)) {
+        return Err("no nexthop".to_owned());
+    }
+    if *dev == eth0() {
+        return if *gateway == there { Ok(()) } else { Err(format!("routed to {gateway}")) };
+    }
+    let Some(Object::Link(link)) = here.get(&Key::Link(*dev)) else { return Err(format!("no device {dev}")) };
+    let Some(Object::Neighbour(mac)) = here.get(&Key::Neighbour(*dev, *gateway)) else {
+        return Err("no ARP entry".to_owned());
+    };
+    if here.get(&Key::Fdb(*dev, *mac)) != Some(&Object::Fdb(there)) {
+        return Err("no FDB entry".to_owned());
+    }
+    let tells_apart = |link: &Link| match &link.kind {
+        LinkKind::Vxlan(vxlan) => Some((vxlan.vni, vxlan.port)),
+        _ => None,
+    };
+    let is_end = |end: &Link| end.up && end.mac == Some(*mac) && tells_apart(end) == tells_apart(link);
+    if b.vteps().any(is_end) { Ok(()) } else { Err(format!("nobody takes in {link} to {mac}")) }
+}
