@@ -10,12 +10,14 @@ pub mod node;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// A key that nobody knows.
-    #[error("unknown key `{key}`{}", hint(.nearest))]
+    #[error("unknown key `{key}`{}", hint(.nearest.as_deref(), .known))]
     UnknownKey {
         /// With its path.
         key: String,
-        /// The nearest known one.
+        /// The nearest known one, if it is near enough to have been meant.
         nearest: Option<String>,
+        /// All that are known in its place.
+        known: Vec<&'static str>,
     },
     /// A key that must be there is not.
     #[error("`{key}` is missing: {meant}")]
@@ -47,6 +49,9 @@ pub enum ConfigError {
     },
 }
 
-fn hint(nearest: &Option<String>) -> String {
-    nearest.as_ref().map(|key| format!(": did you mean `{key}`?")).unwrap_or_default()
+fn hint(nearest: Option<&str>, known: &[&str]) -> String {
+    match nearest {
+        Some(key) => format!(": did you mean `{key}`?"),
+        None => format!("; known here are `{}`", known.join("`, `")),
+    }
 }

@@ -163,7 +163,8 @@ fn judge(key: &Key, wanted: Option<&Wanted>, actual: Option<&Object>, retained: 
 
 /// The place of a step in the order of making. A bridge goes before its ports; a link goes before what is on it.
 fn order(step: &Step) -> u8 {
-    let is_port = |object: &Object| matches!(object, Object::Link(link) if matches!(link.kind, LinkKind::Veth { .. }));
+    let is_port =
+        |object: &Object| matches!(object, Object::Link(link) if matches!(link.kind, LinkKind::Veth { .. }));
     match step.key {
         Key::Sysctl(_) => 0,
         Key::Nft => 1,

@@ -123,7 +123,8 @@ pub fn choose(facts: &HostFacts, wish: &Wish<'_>) -> Result<Underlay, UnderlayEr
 
 fn choose_link<'a>(facts: &'a HostFacts, wish: &Wish<'_>) -> Result<&'a LinkFacts, UnderlayError> {
     let by_name = |name: IfName| facts.links.iter().find(|link| link.name == name);
-    let owns = |addr: IpAddr| facts.links.iter().find(|link| link.addresses.iter().any(|a| a.net.addr() == addr));
+    let owns =
+        |addr: IpAddr| facts.links.iter().find(|link| link.addresses.iter().any(|a| a.net.addr() == addr));
     let not_found = |wanted: String| {
         let present: Vec<_> = facts.links.iter().map(|link| link.name.to_string()).collect();
         UnderlayError::NotFound { wanted, present: present.join(", ") }
@@ -137,8 +138,10 @@ fn choose_link<'a>(facts: &'a HostFacts, wish: &Wish<'_>) -> Result<&'a LinkFact
             .iface
             .iter()
             .find_map(asked)
-            .or_else(|| facts.links.iter().find(|link| wish.iface_regex.is_some_and(|fits| fits(link.name.as_str()))))
-            .ok_or_else(|| not_found(format!("iface {:?} (or iface_regex)", wish.iface)));
+            .or_else(|| {
+                facts.links.iter().find(|link| wish.iface_regex.is_some_and(|fits| fits(link.name.as_str())))
+            })
+            .ok_or_else(|| not_found(all_asked(wish)));
     }
     if wish.can_reach {
         return facts.can_reach.and_then(by_name).ok_or_else(|| not_found("iface_can_reach".to_owned()));
@@ -146,19 +149,22 @@ fn choose_link<'a>(facts: &'a HostFacts, wish: &Wish<'_>) -> Result<&'a LinkFact
     if let Some(link) = wish.public.iter().find_map(|(_, addr)| owns(addr)) {
         return Ok(link);
     }
-    facts
-        .default_routes
-        .iter()
-        .find_map(|(_, name)| by_name(*name))
-        .ok_or_else(|| not_found("the default route".to_owned()))
+    facts.default_routes.iter().find_map(|(_, name)| by_name(*name)).ok_or_else(|| {
+        not_found("the default route (there is none; `iface` names an interface without one)".to_owned())
+    })
+}
+
+/// The names and the regular expression that were asked for, as text.
+fn all_asked(wish: &Wish<'_>) -> String {
+    let names: Vec<_> = wish.iface.iter().map(|given| format!("{given:?}")).collect();
+    let names = (!names.is_empty()).then(|| format!("iface {}", names.join(" or ")));
+    let regex = wish.iface_regex.map(|_| "iface_regex".to_owned());
+    names.into_iter().chain(regex).collect::<Vec<_>>().join(" or ")
 }
 
 /// A permanent address before a temporary one; else the kernel's order. An address that was asked for by itself wins.
 fn choose_address(link: &LinkFacts, family: Family, wish: &Wish<'_>) -> Option<IpAddr> {
     let of_family = || link.addresses.iter().filter(|a| Family::of(a.net.addr()) == family);
     let asked = of_family().find(|a| wish.iface.iter().any(|given| given.parse() == Ok(a.net.addr())));
-    asked
-        .or_else(|| of_family().find(|a| !a.temporary))
-        .or_else(|| of_family().next())
-        .map(|a| a.net.addr())
+    asked.or_else(|| of_family().find(|a| !a.temporary)).or_else(|| of_family().next()).map(|a| a.net.addr())
 }

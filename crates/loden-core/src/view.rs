@@ -13,8 +13,8 @@ use std::sync::Arc;
 use crate::config::cluster;
 use crate::desired::Source;
 use crate::model::{
-    Attachment, AttachmentKey, BackendConfig, Block, Entry, Family, IfName, Key, Node, NodeName, NodeUid, Pool,
-    PoolName, Prefix, Record,
+    Attachment, AttachmentKey, BackendConfig, Block, Entry, Family, IfName, Key, Node, NodeName, NodeUid,
+    Pool, PoolName, Prefix, Record,
 };
 use crate::underlay::Underlay;
 
@@ -54,6 +54,8 @@ pub struct View {
     lacking: BTreeMap<Family, usize>,
     /// Who owns which block.
     owners: BTreeMap<Prefix, NodeName>,
+    /// Pools that are recorded but not in force.
+    refused_pools: BTreeSet<PoolName>,
     /// What is wrong with the pools.
     pool_problems: Vec<Problem>,
 }
@@ -103,6 +105,7 @@ impl View {
             senders: BTreeMap::new(),
             lacking: BTreeMap::new(),
             owners: BTreeMap::new(),
+            refused_pools: BTreeSet::new(),
             pool_problems: Vec::new(),
         }
     }
@@ -200,14 +203,20 @@ impl View {
     }
 
     /// The nodes that send with a backend, by name.
-    pub fn senders_of<'a>(&'a self, pool: &'a PoolName, backend: &'a BackendConfig) -> impl Iterator<Item = &'a NodeName> {
-        let sends = move |node: &&Arc<Node>| node.sends.get(pool).is_some_and(|sends| sends.contains(backend));
+    pub fn senders_of<'a>(
+        &'a self,
+        pool: &'a PoolName,
+        backend: &'a BackendConfig,
+    ) -> impl Iterator<Item = &'a NodeName> {
+        let sends =
+            move |node: &&Arc<Node>| node.sends.get(pool).is_some_and(|sends| sends.contains(backend));
         self.nodes.values().filter(sends).map(|node| &node.name)
     }
 
     /// The pools that are recorded but not in force: what they are to be cannot be known.
-    pub fn refused_pools(&self) -> impl Iterator<Item = &PoolName> {
-        self.given_pools.keys().filter(|name| !self.pools.contains_key(*name))
+    #[must_use]
+    pub fn refused_pools(&self) -> &BTreeSet<PoolName> {
+        &self.refused_pools
     }
 
     /// Whether some peer has no underlay address of the family.
@@ -244,14 +253,17 @@ impl View {
         };
         if *name == self.local.node {
             // What this node has said decides by which backends and on which devices it goes on.
-            concerns_all |= !is_same(|a, b| (&a.uid, &a.receives, &a.sends) == (&b.uid, &b.receives, &b.sends));
+            concerns_all |=
+                !is_same(|a, b| (&a.uid, &a.receives, &a.sends) == (&b.uid, &b.receives, &b.sends));
             return if concerns_all { Changed::all() } else { Changed::default() };
         }
         if concerns_all {
             return Changed::all();
         }
         let mut changed = Changed::one(Source::Peer(name.clone()));
-        if !is_same(|a, b| a.sends == b.sends) && self.pools.values().any(|pool| self.active_backends(pool).len() > 1) {
+        if !is_same(|a, b| a.sends == b.sends)
+            && self.pools.values().any(|pool| self.active_backends(pool).len() > 1)
+        {
             // Who still sends with a former backend is said among this host's own notices.
             changed.sources.insert(Source::Local);
         }
@@ -285,7 +297,9 @@ impl View {
 
     fn put_block(&mut self, block: Block) -> Changed {
         let cidr = block.cidr;
-        if self.owners.get(&cidr) == Some(&block.owner) && self.blocks[&block.owner].get(&cidr) == Some(&block) {
+        if self.owners.get(&cidr) == Some(&block.owner)
+            && self.blocks[&block.owner].get(&cidr) == Some(&block)
+        {
             return Changed::default();
         }
         let mut changed = self.remove_block(cidr);
@@ -315,7 +329,9 @@ impl View {
     /// with a younger one that has not changed.
     fn judge_pools(&mut self) -> Changed {
         let mut by_age: Vec<_> = self.given_pools.values().collect();
-        by_age.sort_by(|(a_created, a), (b_created, b)| a_created.cmp(b_created).then_with(|| a.name.cmp(&b.name)));
+        by_age.sort_by(|(a_created, a), (b_created, b)| {
+            a_created.cmp(b_created).then_with(|| a.name.cmp(&b.name))
+        });
         let is_unchanged =
             |pool: &&Pool| self.given_pools.get(&pool.name).is_some_and(|(_, given)| given == *pool);
         let mut accepted: BTreeMap<PoolName, Pool> = BTreeMap::new();
@@ -338,17 +354,21 @@ impl View {
                         Some(_) => "the pool goes on as it was before this change",
                         None => "the pool is not in force",
                     };
-                    problems.push(Problem::new(format!("pool {}", given.name), format!("{error}. Until that is mended {outcome}")));
+                    problems.push(Problem::new(
+                        format!("pool {}", given.name),
+                        format!("{error}. Until that is mended {outcome}"),
+                    ));
                     accepted.extend(former.map(|former| (former.name.clone(), former.clone())));
                 }
             }
         }
         self.pool_problems = problems;
-        if accepted == self.pools {
-            // A pool that is refused decides whether all that is wanted is known.
-            return Changed::one(Source::Local);
+        let refused = self.given_pools.keys().filter(|name| !accepted.contains_key(*name)).cloned().collect();
+        if accepted == self.pools && refused == self.refused_pools {
+            return Changed::default();
         }
         self.pools = accepted;
+        self.refused_pools = refused;
         Changed::all()
     }
 }

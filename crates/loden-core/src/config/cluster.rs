@@ -33,8 +33,9 @@ pub fn parse_pools(file: Value) -> Result<Vec<Pool>, ConfigError> {
 }
 
 fn parse_pool(mut fields: Fields) -> Result<Pool, ConfigError> {
-    let name: PoolName =
-        fields.parsed("name")?.ok_or_else(|| fields.missing("name", "a name for the pool, such as \"default\""))?;
+    let name: PoolName = fields
+        .parsed("name")?
+        .ok_or_else(|| fields.missing("name", "a name for the pool, such as \"default\""))?;
     let cidr: Prefix = fields
         .parsed("cidr")?
         .ok_or_else(|| fields.missing("cidr", "the pool's addresses, such as \"10.244.0.0/16\""))?;
@@ -106,11 +107,21 @@ pub fn check_pool(pool: &Pool) -> Result<(), ConfigError> {
         return invalid(
             "block_len",
             pool.block_len.to_string(),
-            format!("a block of /{} is larger than the pool {}: at least {} was meant", pool.block_len, pool.cidr, pool.cidr.len()),
+            format!(
+                "a block of /{} is larger than the pool {}: at least {} was meant",
+                pool.block_len,
+                pool.cidr,
+                pool.cidr.len()
+            ),
         );
     }
-    if let Some((prefix, what)) = unfit_for_pods().into_iter().find(|(prefix, _)| prefix.overlaps(pool.cidr)) {
-        return invalid("cidr", pool.cidr.to_string(), format!("it holds {what} addresses ({prefix}), which no pod can have"));
+    if let Some((prefix, what)) = unfit_for_pods().into_iter().find(|(prefix, _)| prefix.overlaps(pool.cidr))
+    {
+        return invalid(
+            "cidr",
+            pool.cidr.to_string(),
+            format!("it holds {what} addresses ({prefix}), which no pod can have"),
+        );
     }
     match &pool.backend {
         BackendConfig::Vxlan(vxlan) if vxlan.port == 0 => {
@@ -122,9 +133,10 @@ pub fn check_pool(pool: &Pool) -> Result<(), ConfigError> {
 
 /// Addresses that cannot be routed to a pod: RFC 6890 section 2.2.
 fn unfit_for_pods() -> [(Prefix, &'static str); 8] {
-    let (v4, v6) = (|octets: [u8; 4], len| Prefix::holding(octets.into(), len), |first: u16, last: u16, len| {
-        Prefix::holding([first, 0, 0, 0, 0, 0, 0, last].into(), len)
-    });
+    let (v4, v6) = (
+        |octets: [u8; 4], len| Prefix::holding(octets.into(), len),
+        |first: u16, last: u16, len| Prefix::holding([first, 0, 0, 0, 0, 0, 0, last].into(), len),
+    );
     [
         (v4([0, 0, 0, 0], 8), "unspecified"),
         (v4([127, 0, 0, 0], 8), "loopback"),
@@ -147,7 +159,10 @@ pub fn check_together<'a>(others: impl Iterator<Item = &'a Pool>, pool: &Pool) -
             Err(ConfigError::Clash { pool: pool.name.to_string(), with: other.name.to_string(), why })
         };
         if other.cidr.overlaps(pool.cidr) {
-            return clash(format!("{} overlaps {}; choose addresses that are in no other pool", pool.cidr, other.cidr));
+            return clash(format!(
+                "{} overlaps {}; choose addresses that are in no other pool",
+                pool.cidr, other.cidr
+            ));
         }
         if let (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) = (&other.backend, &pool.backend)
             && a.vni == b.vni

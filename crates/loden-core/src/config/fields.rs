@@ -64,6 +64,20 @@ impl Fields {
             .transpose()
     }
 
+    /// Takes a text that stands for a `T` whose own error says too little.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with the given words.
+    pub fn parsed_as<T: FromStr>(
+        &mut self,
+        key: &'static str,
+        meant: &str,
+    ) -> Result<Option<T>, ConfigError> {
+        self.text(key)?
+            .map(|text| text.parse().map_err(|_| self.invalid(key, &format!("{text:?}"), meant)))
+            .transpose()
+    }
+
     /// Takes yes or no.
     ///
     /// # Errors
@@ -115,7 +129,10 @@ impl Fields {
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] when it is none.
-    pub fn labels(&mut self, key: &'static str) -> Result<std::collections::BTreeMap<String, String>, ConfigError> {
+    pub fn labels(
+        &mut self,
+        key: &'static str,
+    ) -> Result<std::collections::BTreeMap<String, String>, ConfigError> {
         let Some(value) = self.take(key) else { return Ok(Default::default()) };
         let meant = "a table of texts was meant, such as { zone = \"a\" }";
         let Value::Object(map) = value else { return Err(self.invalid(key, &value, meant)) };
@@ -156,9 +173,15 @@ impl Fields {
     /// # Errors
     /// [`ConfigError::UnknownKey`] for a key that nobody asked for, with the nearest one that somebody did.
     pub fn finish(self) -> Result<(), ConfigError> {
-        let Some(key) = self.left.keys().find(|key| !self.left[*key].is_null()).cloned() else { return Ok(()) };
+        let Some(key) = self.left.keys().find(|key| !self.left[*key].is_null()).cloned() else {
+            return Ok(());
+        };
         let nearest = nearest(&key, self.known.iter().copied()).map(|known| self.name(known));
-        Err(ConfigError::UnknownKey { key: self.name(&key), nearest })
+        Err(ConfigError::UnknownKey {
+            key: self.name(&key),
+            nearest,
+            known: self.known.into_iter().collect(),
+        })
     }
 
     /// An error about a key's value.
@@ -171,7 +194,10 @@ impl Fields {
     #[must_use]
     pub fn missing(&self, key: &str, meant: &str) -> ConfigError {
         match self.left.keys().find(|given| nearest(given, [key].into_iter()).is_some()) {
-            Some(given) => ConfigError::UnknownKey { key: self.name(given), nearest: Some(self.name(key)) },
+            Some(given) => {
+                let known = self.known.iter().copied().collect();
+                ConfigError::UnknownKey { key: self.name(given), nearest: Some(self.name(key)), known }
+            }
             None => ConfigError::Missing { key: self.name(key), meant: meant.to_owned() },
         }
     }

@@ -49,12 +49,14 @@ impl NodeConfig {
     /// [`ConfigError`] for the first fault.
     pub fn parse(file: Value) -> Result<Self, ConfigError> {
         let mut fields = Fields::new("", file)?;
-        let bridge = IfName::new("cni0").map_err(|error| fields.invalid("bridge", &"cni0", &error.to_string()))?;
+        let bridge =
+            IfName::new("cni0").map_err(|error| fields.invalid("bridge", &"cni0", &error.to_string()))?;
         let mut public = PerFamily::default();
         for (family, key) in [(Family::V4, "public_ip"), (Family::V6, "public_ipv6")] {
-            if let Some(addr) = fields.parsed::<IpAddr>(key)? {
+            let meant = format!("an {family} address was meant");
+            if let Some(addr) = fields.parsed_as::<IpAddr>(key, &meant)? {
                 if Family::of(addr) != family {
-                    return Err(fields.invalid(key, &addr, &format!("an {family} address was meant")));
+                    return Err(fields.invalid(key, &addr, &meant));
                 }
                 public.set(family, addr);
             }
@@ -63,8 +65,11 @@ impl NodeConfig {
             None | Some("text") => false,
             Some("json") => true,
             Some(other) => {
-                let near = nearest(other, ["text", "json"].into_iter()).unwrap_or("text");
-                return Err(fields.invalid("log", &format!("{other:?}"), &format!("\"{near}\" was probably meant")));
+                let meant = match nearest(other, ["text", "json"].into_iter()) {
+                    Some(near) => format!("\"{near}\" was probably meant"),
+                    None => "\"text\" or \"json\" was meant".to_owned(),
+                };
+                return Err(fields.invalid("log", &format!("{other:?}"), &meant));
             }
         };
         let text = |fields: &mut Fields, key, usual: &str| {
@@ -77,11 +82,12 @@ impl NodeConfig {
             state_dir: text(&mut fields, "state_dir", "/var/lib/loden")?,
             iface: fields.texts("iface")?,
             iface_regex: fields.text("iface_regex")?,
-            iface_can_reach: fields.parsed("iface_can_reach")?,
+            iface_can_reach: fields
+                .parsed_as("iface_can_reach", "an address was meant, such as 192.0.2.1")?,
             public,
             bridge: fields.parsed("bridge")?.unwrap_or(bridge),
             labels: fields.labels("labels")?,
-            listen: fields.parsed("listen")?,
+            listen: fields.parsed_as("listen", "an address with a port was meant, such as 127.0.0.1:9476")?,
             log_json,
             log_level: text(&mut fields, "log_level", "info")?,
             resync_seconds: fields.number("resync_seconds", 5, 86_400)?.unwrap_or(60),

@@ -54,7 +54,7 @@ pub(super) fn local(view: &View) -> Wishes {
     let mut out = Wishes::new(Source::Local);
     out.promised = promised_devices(view);
     out.unsaid = unsaid(view);
-    out.partial = view.refused_pools().next().is_some();
+    out.partial = !view.refused_pools().is_empty();
     let Some(underlay) = view.local.underlay.as_ref() else {
         // Without an external interface nothing is known to be wrong with what there is.
         out.hold = true;
@@ -214,7 +214,7 @@ fn not_held(view: &View, block: &Block) -> String {
             "pool {pool} no longer holds it, being {} now: it is not routed; node {owner} should give it back",
             found.cidr
         ),
-        None if view.refused_pools().any(|refused| refused == pool) => {
+        None if view.refused_pools().contains(pool) => {
             format!("it is not routed: pool {pool} is recorded but not in force, for a reason of its own")
         }
         None => format!("it is not routed: there is no pool {pool}; node {owner} should give it back"),
@@ -224,7 +224,9 @@ fn not_held(view: &View, block: &Block) -> String {
 /// What keeps a pod's attachment right on the host's side.
 pub(super) fn attachment(view: &View, key: &AttachmentKey) -> Wishes {
     let mut out = Wishes::new(Source::Attachment(key.clone()));
-    let Some(attachment) = view.attachments.get(key).filter(|attachment| attachment.complete) else { return out };
+    let Some(attachment) = view.attachments.get(key).filter(|attachment| attachment.complete) else {
+        return out;
+    };
     let link = Link {
         kind: LinkKind::Veth {
             pod: Some(PodSide { netns: attachment.netns.clone(), ifname: attachment.key.ifname }),

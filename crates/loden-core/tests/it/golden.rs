@@ -13,7 +13,8 @@ use crate::picture;
 #[test]
 fn every_cluster_picture_gives_its_plan_and_its_problems() {
     let folder = picture::fixtures().join("cluster");
-    let mut names: Vec<_> = fs::read_dir(&folder).expect("fixtures").map(|entry| entry.expect("entry").path()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(&folder).expect("fixtures").map(|entry| entry.expect("entry").path()).collect();
     names.sort();
     let mut faults = String::new();
     let mut count = 0;
@@ -49,7 +50,12 @@ fn compare(path: &Path, came: &str) -> String {
         let (a, b) = (wanted.next(), given.next());
         if a != b || a.is_none() {
             let end = "(the end)";
-            return format!("{}:{number}\n  expected: {}\n  came out: {}\n", path.display(), a.unwrap_or(end), b.unwrap_or(end));
+            return format!(
+                "{}:{number}\n  expected: {}\n  came out: {}\n",
+                path.display(),
+                a.unwrap_or(end),
+                b.unwrap_or(end)
+            );
         }
     }
 }

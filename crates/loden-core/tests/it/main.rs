@@ -1,6 +1,8 @@
 //! Tests of the pure core over its public face: golden plans, properties, tables.
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
 
 mod config;
+mod faults;
 mod golden;
 mod kernel;
 mod order;

@@ -52,7 +52,12 @@ impl Sim {
             for pool in pools {
                 let cidr = pool.cidr.nth_subnet(pool.block_len, n as u128).expect("a block");
                 let owner_uid = host.view.local.uid.clone();
-                sim.write(Record::Block(Block { cidr, pool: pool.name.clone(), owner: host.name.clone(), owner_uid }));
+                sim.write(Record::Block(Block {
+                    cidr,
+                    pool: pool.name.clone(),
+                    owner: host.name.clone(),
+                    owner_uid,
+                }));
             }
             sim.hosts.push(host);
         }
@@ -67,7 +72,8 @@ impl Sim {
     pub fn write(&mut self, record: Record) {
         let key = record.key();
         let revision = self.log.len() as u64 + 1;
-        let created = self.log.iter().find(|entry| entry.record.key() == key).map_or(revision, |entry| entry.created);
+        let created =
+            self.log.iter().find(|entry| entry.record.key() == key).map_or(revision, |entry| entry.created);
         self.log.push(Entry { record, created, revision });
     }
 
@@ -232,7 +238,9 @@ fn usable(a: &Host, b: &Host, block: &Block) -> Result<(), String> {
     let here = &a.kernel.objects;
     let there = b.view.local.underlay.as_ref().and_then(|underlay| underlay.addresses.v4).expect("address");
     let route = Key::Route(block.cidr, default_priority(block.cidr.family()));
-    let Some(Object::Route(Via::Nexthop(dev, gateway))) = here.get(&route) else { return Err("no route".to_owned()) };
+    let Some(Object::Route(Via::Nexthop(dev, gateway))) = here.get(&route) else {
+        return Err("no route".to_owned());
+    };
     if !here.contains_key(&Key::Nexthop(*dev, *gateway)) {
         return Err("no nexthop".to_owned());
     }
