@@ -12,6 +12,7 @@ pub mod netns;
 pub mod nft;
 pub mod rt;
 pub mod run_dir;
+pub mod sockopt;
 pub mod spawn;
 pub mod sysctl;
 pub mod underlay;

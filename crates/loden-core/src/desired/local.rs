@@ -126,16 +126,24 @@ fn lingering_notices(view: &View, out: &mut Wishes) {
 /// The bridge for pods, which bears the gateway of each of this host's blocks.
 fn bridge(view: &View, mtu: u32, out: &mut Wishes) {
     let dev = view.local.bridge;
+    // Fixed, else it would be the lowest of the ports' and change as pods come and go.
+    let mac = Mac::derived(&[view.local.uid.as_str(), dev.as_str()]);
     let link = Link {
         kind: LinkKind::Bridge(Bridge { mcast_snooping: false }),
         mtu,
-        // Fixed, else it would be the lowest of the ports' and change as pods come and go.
-        mac: Some(Mac::derived(&[view.local.uid.as_str(), dev.as_str()])),
+        mac: Some(mac),
         up: true,
         master: None,
         group: LINK_GROUP,
     };
     out.want(Key::Link(dev), Object::Link(Box::new(link)), "bridge for pods");
+    // Without a link-local address the kernel asks for no neighbour on behalf of a packet that it forwards
+    // (`ndisc_send_ns`, net/ipv6/ndisc.c). It is given here, since the one that the kernel makes up comes late.
+    if view.pools.values().any(|pool| pool.cidr.family() == Family::V6)
+        && let Ok(net) = ipnet::IpNet::new(mac.link_local().into(), 64)
+    {
+        out.want(Key::Address(dev, net), Object::Address { ours: true }, "asks for pods' neighbours");
+    }
     for sysctl in [DeviceSysctl::AcceptRa, DeviceSysctl::AcceptDad] {
         out.want(Key::DeviceSysctl(dev, sysctl), Object::Sysctl(0), "bridge for pods");
     }

@@ -1,6 +1,7 @@
 //! Ethernet addresses, and the deterministic ones that loden gives to its devices.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,13 @@ impl Mac {
         }
         let [a, b, c, d, e, f, ..] = hash.finish().to_be_bytes();
         Self([(a & 0xfc) | 0x02, b, c, d, e, f])
+    }
+
+    /// The link-local address that belongs to it (RFC 4291 appendix A).
+    #[must_use]
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 0x02, b, c, 0xff, 0xfe, d, e, f])
     }
 
     /// The six octets, first on the wire first.

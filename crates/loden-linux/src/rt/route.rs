@@ -27,6 +27,8 @@ const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 const RTA_TABLE: u16 = 15;
 const RTA_NH_ID: u16 = 30;
+/// `RTPROT_STATIC`.
+const STATIC: u8 = 4;
 const SCOPE_LINK: u8 = 253;
 const UNICAST: u8 = 1;
 const BLACKHOLE: u8 = 6;
@@ -99,15 +101,24 @@ pub fn ask(w: &mut Writer, addr: IpAddr) {
     w.end();
 }
 
+/// Makes a route that is not marked as loden's: what a lab's host has by itself, as if an administrator had made it.
+pub fn add_foreign(w: &mut Writer, prefix: Prefix, priority: u32, to: To) {
+    put(w, prefix, priority, to, STATIC, EXCL);
+}
+
 /// Makes a route, or with `replace` puts it in the place of one of the same prefix and priority.
 pub fn add(w: &mut Writer, prefix: Prefix, priority: u32, to: To, replace: bool) {
-    w.begin(NEW, CREATE | if replace { REPLACE } else { EXCL });
+    put(w, prefix, priority, to, PROTOCOL, if replace { REPLACE } else { EXCL });
+}
+
+fn put(w: &mut Writer, prefix: Prefix, priority: u32, to: To, protocol: u8, how: u16) {
+    w.begin(NEW, CREATE | how);
     let (scope, kind) = match to {
         To::Link(_) if prefix.family() == Family::V4 => (SCOPE_LINK, UNICAST),
         To::Blackhole => (0, BLACKHOLE),
         _ => (0, UNICAST),
     };
-    w.raw(&info(prefix.family(), prefix.len(), PROTOCOL, scope, kind));
+    w.raw(&info(prefix.family(), prefix.len(), protocol, scope, kind));
     w.ip(RTA_DST, prefix.network());
     w.u32(RTA_PRIORITY, priority);
     match to {

@@ -1,0 +1,132 @@
+//! The arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// A container network for Linux hosts and Kubernetes clusters.
+#[derive(Debug, Parser)]
+#[command(name = "loden", version)]
+pub struct Args {
+    /// Text for people, or JSON for programs.
+    #[arg(short, long, value_enum, default_value = "text", global = true)]
+    pub output: Output,
+    /// Where the agent's socket is.
+    #[arg(long, default_value = "/run/loden", env = "LODEN_RUN_DIR", global = true)]
+    pub run_dir: PathBuf,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// This node: its blocks, its peers, the health of each backend, with causes.
+    Status,
+    /// What a reconcile would do now. Exit code 2 when there is drift.
+    Plan,
+    /// Addresses of this node.
+    #[command(subcommand)]
+    Ipam(Ipam),
+    /// The cluster's pools, in the datastore.
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Whole clusters on this machine, to learn and to test.
+    #[command(subcommand)]
+    Lab(Lab),
+    /// Writes shell completions or man pages.
+    #[command(subcommand, hide = true)]
+    Generate(Generate),
+}
+
+/// Addresses.
+#[derive(Debug, Subcommand)]
+pub enum Ipam {
+    /// The node's blocks and who has which address.
+    Show,
+}
+
+/// Where the datastore is.
+#[derive(Debug, ClapArgs)]
+pub struct Store {
+    /// The datastore.
+    #[arg(long, default_value = "sqlite:/var/lib/loden/loden.db", env = "LODEN_STORE")]
+    pub store: String,
+}
+
+/// Pools.
+#[derive(Debug, Subcommand)]
+pub enum Pool {
+    /// Makes the pools as a file of [[pool]] tables has them; pools that are not in it go.
+    Apply {
+        /// The datastore.
+        #[command(flatten)]
+        store: Store,
+        /// The file.
+        file: PathBuf,
+    },
+    /// The pools that there are.
+    Ls {
+        /// The datastore.
+        #[command(flatten)]
+        store: Store,
+    },
+}
+
+/// Labs.
+#[derive(Debug, Subcommand)]
+pub enum Lab {
+    /// Makes a lab from a topology.
+    Up {
+        /// The topology, a TOML file.
+        file: PathBuf,
+    },
+    /// The labs that there are.
+    Ls,
+    /// Runs a program in the namespace of a host or pod.
+    Exec {
+        /// The lab.
+        lab: String,
+        /// A host, a pod, `router` or `outside`.
+        place: String,
+        /// The program and its arguments.
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Takes a lab down; nothing of it is left.
+    Down {
+        /// The lab.
+        lab: String,
+    },
+    /// Sends real packets between all pods, hosts and the outside, and shows who reaches whom.
+    Ping {
+        /// The lab.
+        lab: String,
+    },
+}
+
+/// What is generated.
+#[derive(Debug, Subcommand)]
+pub enum Generate {
+    /// Man pages.
+    Man {
+        /// Where to.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}

@@ -1,0 +1,108 @@
+//! `loden status`: what a tired operator has to know of this node.
+
+use std::path::Path;
+
+use loden_core::api::{PeerStatus, Status};
+
+use crate::args::Output;
+use crate::error::CliError;
+use crate::render;
+
+/// How many peers are listed that are well: in a large cluster those that are not must not be lost among them.
+const WELL_PEERS: usize = 20;
+
+/// Exit code 1 when the node is not ready.
+pub fn run(run_dir: &Path, output: Output) -> Result<u8, CliError> {
+    let status: Status = render::ask(run_dir, "/v1/status")?;
+    match output {
+        Output::Json => render::json(&status)?,
+        Output::Text => render::text(&text(&status))?,
+    }
+    Ok(u8::from(!status.ready))
+}
+
+fn text(status: &Status) -> String {
+    let underlay = status.underlay.as_ref().map_or_else(
+        || "no external interface".to_owned(),
+        |u| {
+            let addresses: Vec<_> = u.addresses.iter().map(|(_, addr)| addr.to_string()).collect();
+            format!("{} {} mtu {}", u.ifname, addresses.join(" "), u.mtu)
+        },
+    );
+    let mut text = format!(
+        "node {}  {}  lodend {}  up {} s\nunderlay {underlay}{}\nstore {} {}\nkernel {} objects, {} pending; writes {}, repairs {}; nft table {}\n",
+        status.node,
+        render::health(status.ready, "not ready"),
+        status.version,
+        status.uptime_ms / 1000,
+        status.mtu_pod.map_or_else(String::new, |mtu| format!("; pods mtu {mtu}")),
+        status.store.url,
+        render::health(status.store.up, "away"),
+        status.kernel.wanted,
+        status.kernel.pending,
+        status.kernel.writes.values().sum::<u64>(),
+        status.kernel.repairs.values().sum::<u64>(),
+        status.kernel.nft_ownership,
+    );
+    text += "\n";
+    text += &render::table(
+        &["POOL", "CIDR", "BACKEND", "PEERS", "HEALTH"],
+        status.pools.iter().map(|pool| {
+            let lingering = if pool.lingering.is_empty() {
+                String::new()
+            } else {
+                format!(" (still serving {})", pool.lingering.join(", "))
+            };
+            vec![
+                pool.name.to_string(),
+                pool.cidr.to_string(),
+                pool.backend.clone() + &lingering,
+                format!("{}/{}", pool.peers_reached, pool.peers),
+                render::health(pool.healthy, "see problems"),
+            ]
+        }),
+    );
+    text += "\n";
+    text += &render::table(
+        &["BLOCK", "POOL", "USED"],
+        status
+            .blocks
+            .iter()
+            .map(|b| vec![b.cidr.to_string(), b.pool.to_string(), format!("{}/{}", b.used, b.capacity)]),
+    );
+    text += "\n";
+    text += &peers(&status.peers);
+    if !status.problems.is_empty() {
+        text += "\nproblems:\n";
+        status.problems.iter().for_each(|problem| text += &format!("  {problem}\n"));
+    }
+    text
+}
+
+fn peers(peers: &[PeerStatus]) -> String {
+    let is_well = |peer: &&PeerStatus| peer.missing == 0 && peer.problems.is_empty() && peer.alive;
+    let (well, ill): (Vec<&PeerStatus>, Vec<&PeerStatus>) = peers.iter().partition(is_well);
+    let row = |peer: &&PeerStatus| {
+        let join = |list: Vec<String>| list.join(" ");
+        vec![
+            peer.node.to_string(),
+            join(peer.addresses.iter().map(ToString::to_string).collect()),
+            join(peer.blocks.iter().map(ToString::to_string).collect()),
+            if peer.alive { "alive".to_owned() } else { "silent".to_owned() },
+            match (peer.missing, peer.problems.first()) {
+                (_, Some(problem)) => problem.clone(),
+                (0, None) => render::health(true, ""),
+                (missing, None) => format!("{missing} of {} objects are missing", peer.objects),
+            },
+        ]
+    };
+    let hidden = well.len().saturating_sub(WELL_PEERS);
+    let mut text = render::table(
+        &["PEER", "ADDRESSES", "BLOCKS", "AGENT", "REACHED"],
+        ill.iter().chain(well.iter().take(WELL_PEERS)).map(row),
+    );
+    if hidden > 0 {
+        text += &format!("… and {hidden} more that are well (`-o json` has all)\n");
+    }
+    text
+}

@@ -1,0 +1,164 @@
+//! One host's `lodend`: started, asked, killed, started again.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use loden_core::api::{Event, PlanReply, Status};
+use loden_linux::netns::NetNs;
+use loden_linux::spawn;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use crate::http;
+use crate::lab::Lab;
+use crate::LabError;
+
+/// How long an agent may take to become ready.
+const READY: Duration = Duration::from_secs(30);
+
+/// An agent of a lab.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// Its host.
+    pub host: String,
+    dir: PathBuf,
+    netns: PathBuf,
+}
+
+impl Agent {
+    /// The agent of a host.
+    #[must_use]
+    pub fn of(lab: &Lab, host: &str) -> Self {
+        Self { host: host.to_owned(), dir: lab.dir().join(host), netns: lab.netns_path(host) }
+    }
+
+    /// Its directory for what lives as long as the pods.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    /// Its API's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir().join("agent.sock")
+    }
+
+    /// Starts it with the configuration that the lab wrote.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn start(&self, lodend: &Path, stays: bool) -> Result<(), LabError> {
+        let what = || format!("lodend on {}", self.host);
+        let log = File::options().create(true).append(true).open(self.log());
+        let log = log.map_err(|error| LabError::system(what(), error))?;
+        let errors = log.try_clone().map_err(|error| LabError::system(what(), error))?;
+        let ns = NetNs::open(&self.netns).map_err(LabError::linux(what()))?;
+        let mut command = Command::new(lodend);
+        command.arg("--config").arg(self.dir.join("lodend.toml"));
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        spawn::in_netns(&mut command, &ns, !stays).map_err(LabError::linux(what()))?;
+        let mut child = command.spawn().map_err(|error| LabError::system(what(), error))?;
+        fs::write(self.pid_file(), child.id().to_string()).map_err(|error| LabError::system(what(), error))?;
+        // The child's end is noticed by whoever asks; a thread takes its exit status so that it leaves no zombie.
+        thread::spawn(move || child.wait());
+        Ok(())
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Errors
+    /// [`LabError::NotReady`] with what it says and the end of its log.
+    pub fn wait_ready(&self) -> Result<(), LabError> {
+        let deadline = Instant::now() + READY;
+        loop {
+            let cause = match http::get(&self.socket(), "/readyz") {
+                Ok((200, _)) => return Ok(()),
+                Ok((_, text)) => text.trim().to_owned(),
+                Err(error) => error.to_string(),
+            };
+            if Instant::now() >= deadline {
+                let (host, seconds) = (self.host.clone(), READY.as_secs());
+                return Err(LabError::NotReady { host, seconds, cause, log: self.log_tail() });
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Its status.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn status(&self) -> Result<Status, LabError> {
+        http::get_json(&self.socket(), "/v1/status")
+    }
+
+    /// What a round would do now.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn plan(&self) -> Result<PlanReply, LabError> {
+        http::get_json(&self.socket(), "/v1/plan")
+    }
+
+    /// What happened behind an event.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn events(&self, after: u64) -> Result<Vec<Event>, LabError> {
+        http::get_json(&self.socket(), &format!("/v1/events?after={after}"))
+    }
+
+    /// Sends it a signal and waits for its end. One that is gone already has ended.
+    ///
+    /// # Errors
+    /// [`LabError`] when it does not end.
+    pub fn end(&self, signal: Signal) -> Result<(), LabError> {
+        let what = || format!("lodend on {}", self.host);
+        let Some(pid) = self.pid() else { return Ok(()) };
+        match kill_process(pid, signal) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            Err(error) => return Err(LabError::system(what(), error)),
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while test_kill_process(pid).is_ok() && is_lodend(pid) {
+            if Instant::now() >= deadline {
+                return Err(LabError::system(what(), format!("process {} does not end", pid.as_raw_nonzero())));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Its process, if it lives: a number that now belongs to another program is not its.
+    #[must_use]
+    pub fn pid(&self) -> Option<Pid> {
+        let number: i32 = fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()?;
+        Pid::from_raw(number).filter(|pid| is_lodend(*pid))
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("lodend.log")
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.dir.join("lodend.pid")
+    }
+}
+
+/// Whether the process is a `lodend` that has not ended (a zombie has no command line).
+fn is_lodend(pid: Pid) -> bool {
+    fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()))
+        .is_ok_and(|line| line.split(|b| *b == 0).next().is_some_and(|program| program.ends_with(b"lodend")))
+}

@@ -1,0 +1,329 @@
+//! A lab: made, found again, taken down so that nothing is left.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use loden_core::model::PerFamily;
+use loden_linux::netns::{self, NetNs};
+use loden_linux::run_dir::{make_dir, read_json, write_atomically, write_json};
+use loden_linux::spawn;
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::agent::Agent;
+use crate::pod::Pod;
+use crate::topology::Topology;
+use crate::{LabError, underlay};
+
+/// Where labs are, one directory each.
+pub const LABS: &str = "/run/loden-lab";
+
+/// The programs that a lab runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binaries {
+    /// The command line.
+    pub loden: PathBuf,
+    /// The agent.
+    pub lodend: PathBuf,
+    /// The plugin.
+    pub loden_cni: PathBuf,
+}
+
+impl Binaries {
+    /// The three in one directory.
+    #[must_use]
+    pub fn in_dir(dir: &Path) -> Self {
+        Self { loden: dir.join("loden"), lodend: dir.join("lodend"), loden_cni: dir.join("loden-cni") }
+    }
+}
+
+/// A host of a lab.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LabHost {
+    /// Its name.
+    pub name: String,
+    /// Its underlay addresses.
+    pub addresses: PerFamily<std::net::IpAddr>,
+}
+
+/// What is written down of a lab.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct State {
+    name: String,
+    binaries: Binaries,
+    hosts: Vec<LabHost>,
+    namespaces: Vec<String>,
+    pods: Vec<Pod>,
+}
+
+/// A lab. It stays until [`Lab::down`].
+#[derive(Debug)]
+pub struct Lab {
+    dir: PathBuf,
+    state: State,
+}
+
+impl Lab {
+    /// Makes the underlay, starts the agents and attaches the pods. `tell` hears of every step.
+    ///
+    /// # Errors
+    /// [`LabError`]; what was made is taken down again.
+    pub fn up(
+        topology: &Topology,
+        dir: &Path,
+        binaries: Binaries,
+        stays: bool,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Self, LabError> {
+        if dir.join("lab.json").exists() {
+            return Err(LabError::system(
+                format!("lab {}", topology.name),
+                format!("it is up already: `loden lab down {}` takes it down", topology.name),
+            ));
+        }
+        make_dir(dir).map_err(LabError::linux("the lab's directory"))?;
+        let hosts = topology.hosts.iter().map(|host| {
+            let mut addresses = PerFamily::default();
+            host.addresses.iter().for_each(|(family, net)| addresses.set(family, net.addr()));
+            LabHost { name: host.name.clone(), addresses }
+        });
+        let state = State {
+            name: topology.name.clone(),
+            binaries,
+            hosts: hosts.collect(),
+            namespaces: underlay::namespaces(topology),
+            pods: Vec::new(),
+        };
+        let mut lab = Self { dir: dir.to_owned(), state };
+        match lab.make(topology, stays, tell) {
+            Ok(()) => Ok(lab),
+            Err(error) => match lab.down() {
+                Ok(()) => Err(error),
+                Err(second) => Err(LabError::Several(vec![error, second])),
+            },
+        }
+    }
+
+    fn make(&mut self, topology: &Topology, stays: bool, tell: &mut dyn FnMut(&str)) -> Result<(), LabError> {
+        // Written down before anything is made, so that a lab that was killed half-way can be taken down.
+        self.save()?;
+        tell(&format!("underlay: {} segment(s), a router, the outside, {} hosts", topology.segments.len(), topology.hosts.len()));
+        underlay::make(topology, &self.dir.join("netns"))?;
+        if !topology.pools.is_empty() {
+            self.apply_pools(&topology.pools)?;
+        }
+        tell("agents: one lodend a host over one SQLite store");
+        for host in &topology.hosts {
+            self.write_config(host)?;
+            self.agent(&host.name)?.start(&self.state.binaries.lodend, stays)?;
+        }
+        for host in &topology.hosts {
+            self.agent(&host.name)?.wait_ready()?;
+        }
+        tell("pods: attached by loden-cni");
+        for host in &topology.hosts {
+            for n in 1..=host.pods {
+                let pod = self.attach(&host.name, &format!("{}-pod{n}", host.name))?;
+                self.state.pods.push(pod);
+                self.save()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies a file of pools to the lab's store, by the command line as an operator would.
+    ///
+    /// # Errors
+    /// [`LabError`] with what the command said.
+    pub fn apply_pools(&self, pools: &str) -> Result<(), LabError> {
+        let file = self.dir.join("pools.toml");
+        write_atomically(&file, pools.as_bytes()).map_err(LabError::linux("pools.toml"))?;
+        let output = Command::new(&self.state.binaries.loden)
+            .args(["pool", "apply", "--store", &self.store_url()])
+            .arg(&file)
+            .output()
+            .map_err(|error| LabError::system("loden pool apply", error))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(LabError::system("loden pool apply", String::from_utf8_lossy(&output.stderr).trim()))
+    }
+
+    fn write_config(&self, host: &crate::topology::Host) -> Result<(), LabError> {
+        let dir = self.dir.join(&host.name);
+        make_dir(&dir).map_err(LabError::linux("a host's directory"))?;
+        let mut config = serde_json::json!({
+            "node": host.name,
+            "store": self.store_url(),
+            "run_dir": dir.join("run"),
+            "state_dir": dir.join("lib"),
+            "iface": "eth0",
+        });
+        if let Value::Object(map) = &mut config {
+            map.extend(host.agent.clone());
+        }
+        let text = toml::to_string(&config).map_err(|error| LabError::Topology(error.to_string()))?;
+        write_atomically(&dir.join("lodend.toml"), text.as_bytes()).map_err(LabError::linux("lodend.toml"))
+    }
+
+    /// Finds a lab by its directory.
+    ///
+    /// # Errors
+    /// [`LabError::Unknown`] when there is none.
+    pub fn open(dir: &Path) -> Result<Self, LabError> {
+        let state = read_json(&dir.join("lab.json")).map_err(LabError::linux("lab.json"))?;
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let known = || list(dir.parent().unwrap_or(dir));
+        let state = state.ok_or_else(|| LabError::Unknown { what: "lab", name, known: known() })?;
+        Ok(Self { dir: dir.to_owned(), state })
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.state.name
+    }
+
+    /// Its programs.
+    #[must_use]
+    pub fn binaries(&self) -> &Binaries {
+        &self.state.binaries
+    }
+
+    /// Its hosts.
+    #[must_use]
+    pub fn hosts(&self) -> &[LabHost] {
+        &self.state.hosts
+    }
+
+    /// Its pods.
+    #[must_use]
+    pub fn pods(&self) -> &[Pod] {
+        &self.state.pods
+    }
+
+    /// The outside's addresses.
+    #[must_use]
+    pub fn outside(&self) -> PerFamily<std::net::IpAddr> {
+        underlay::outside_addresses()
+    }
+
+    /// The address of its store.
+    #[must_use]
+    pub fn store_url(&self) -> String {
+        format!("sqlite:{}", self.dir.join("loden.db").display())
+    }
+
+    /// The path of a namespace: of a host, a pod, `router`, `outside`.
+    #[must_use]
+    pub fn netns_path(&self, name: &str) -> PathBuf {
+        self.dir.join("netns").join(name)
+    }
+
+    /// A namespace.
+    ///
+    /// # Errors
+    /// [`LabError::Unknown`] with those that there are.
+    pub fn netns(&self, name: &str) -> Result<NetNs, LabError> {
+        let path = self.netns_path(name);
+        if !path.exists() || !loden_linux::run_dir::is_plain_name(name) {
+            return Err(LabError::Unknown { what: "host or pod", name: name.to_owned(), known: list_files(&self.dir.join("netns")) });
+        }
+        NetNs::open(&path).map_err(LabError::linux(format!("namespace {name}")))
+    }
+
+    /// A host's agent.
+    ///
+    /// # Errors
+    /// [`LabError::Unknown`] with those that there are.
+    pub fn agent(&self, host: &str) -> Result<Agent, LabError> {
+        if self.state.hosts.iter().any(|known| known.name == host) {
+            return Ok(Agent::of(self, host));
+        }
+        let known = self.state.hosts.iter().map(|host| host.name.clone()).collect();
+        Err(LabError::Unknown { what: "host", name: host.to_owned(), known })
+    }
+
+    /// Runs a program in a namespace with this process's input and output; gives its exit code.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn exec(&self, name: &str, program: &str, args: &[String]) -> Result<i32, LabError> {
+        let mut command = Command::new(program);
+        command.args(args);
+        spawn::in_netns(&mut command, &self.netns(name)?, false).map_err(LabError::linux(program.to_owned()))?;
+        let status = command.status().map_err(|error| LabError::system(program.to_owned(), error))?;
+        Ok(status.code().unwrap_or(128))
+    }
+
+    /// Takes everything down: the agents, the namespaces, the directory. Goes on after an error and reports all.
+    ///
+    /// # Errors
+    /// Whatever stayed.
+    pub fn down(&self) -> Result<(), LabError> {
+        let mut errors = Vec::new();
+        for host in &self.state.hosts {
+            errors.extend(Agent::of(self, &host.name).end(Signal::KILL).err());
+        }
+        let dir = self.dir.join("netns");
+        for name in list_files(&dir) {
+            errors.extend(netns::remove(&dir.join(&name)).err().map(LabError::linux(format!("namespace {name}"))));
+        }
+        if let Err(error) = fs::remove_dir_all(&self.dir)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            errors.push(LabError::system(format!("directory {}", self.dir.display()), error));
+        }
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(LabError::Several(errors)),
+        }
+    }
+
+    /// What is still there of a lab that was taken down: files, mounts, processes.
+    #[must_use]
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        if self.dir.exists() {
+            left.push(format!("directory {}", self.dir.display()));
+        }
+        let dir = self.dir.display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        left.extend(mounts.lines().filter(|line| line.contains(&dir)).map(|line| format!("mount {line}")));
+        for process in list_files(Path::new("/proc")) {
+            let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains("lodend") && line.contains(&dir) {
+                left.push(format!("process {process} {line}"));
+            }
+        }
+        left
+    }
+
+    fn save(&self) -> Result<(), LabError> {
+        write_json(&self.dir.join("lab.json"), &self.state).map_err(LabError::linux("lab.json"))
+    }
+}
+
+/// The names of the labs in a directory.
+#[must_use]
+pub fn list(labs: &Path) -> Vec<String> {
+    list_files(labs).into_iter().filter(|name| labs.join(name).join("lab.json").exists()).collect()
+}
+
+/// The names in a directory, sorted; none when there is no such directory.
+fn list_files(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,99 @@
+//! Pods: a namespace each, attached by executing the plugin as a container runtime does.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use loden_core::model::PerFamily;
+use loden_core::cni::{Success, Version};
+use loden_core::model::Family;
+use loden_linux::netns::{self, NetNs};
+use loden_linux::spawn;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::LabError;
+use crate::lab::Lab;
+
+/// A pod.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its name, which is also the name of its namespace.
+    pub name: String,
+    /// Its host.
+    pub host: String,
+    /// Its addresses.
+    pub addresses: PerFamily<IpAddr>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+impl Lab {
+    /// Makes a pod's namespace and attaches it.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn attach(&self, host: &str, name: &str) -> Result<Pod, LabError> {
+        let path = self.netns_path(name);
+        NetNs::create(&path).map_err(LabError::linux(format!("namespace of pod {name}")))?;
+        let output = self.cni("ADD", host, name, "1.1.0")?;
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let refused = |message: String| LabError::Plugin { verb: "ADD", host: host.to_owned(), message };
+        if !output.status.success() {
+            return Err(refused(String::from_utf8_lossy(&output.stdout).trim().to_owned()));
+        }
+        let result = Success::parse(&answer, Version::V1_1_0).map_err(|error| refused(error.to_string()))?;
+        let mut addresses = PerFamily::default();
+        for ip in &result.ips {
+            addresses.set(Family::of(ip.address.addr()), ip.address.addr());
+        }
+        let mtu = result.interfaces.iter().find(|i| i.sandbox.is_some()).and_then(|i| i.mtu).unwrap_or(1500);
+        Ok(Pod { name: name.to_owned(), host: host.to_owned(), addresses, mtu })
+    }
+
+    /// Detaches a pod and removes its namespace.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn detach(&self, pod: &Pod) -> Result<(), LabError> {
+        let output = self.cni("DEL", &pod.host, &pod.name, "1.1.0")?;
+        if !output.status.success() {
+            let message = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            return Err(LabError::Plugin { verb: "DEL", host: pod.host.clone(), message });
+        }
+        netns::remove(&self.netns_path(&pod.name)).map_err(LabError::linux(format!("namespace of pod {}", pod.name)))
+    }
+
+    /// Executes the plugin in a host's namespace.
+    ///
+    /// # Errors
+    /// [`LabError`] when it cannot be executed; what it answers is the caller's.
+    pub fn cni(&self, verb: &'static str, host: &str, pod: &str, version: &str) -> Result<Output, LabError> {
+        let what = || format!("loden-cni {verb} on {host}");
+        let plugin = &self.binaries().loden_cni;
+        let run_dir: PathBuf = self.dir().join(host).join("run");
+        let conf = serde_json::json!({
+            "cniVersion": version, "name": "loden", "type": "loden-cni", "runDir": run_dir,
+        });
+        let mut command = Command::new(plugin);
+        command
+            .env_clear()
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", pod)
+            .env("CNI_NETNS", self.netns_path(pod))
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", plugin.parent().unwrap_or(plugin))
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={pod}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let ns = NetNs::open(&self.netns_path(host)).map_err(LabError::linux(what()))?;
+        spawn::in_netns(&mut command, &ns, false).map_err(LabError::linux(what()))?;
+        let mut child = command.spawn().map_err(|error| LabError::system(what(), error))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(conf.to_string().as_bytes()).map_err(|error| LabError::system(what(), error))?;
+        }
+        child.wait_with_output().map_err(|error| LabError::system(what(), error))
+    }
+}
