@@ -1,2 +1,73 @@
-//! To come.
-fn main() {}
+//! `cargo xtask`: the workspace's chores, in Rust, so that they need nothing but the toolchain.
+
+mod bench;
+mod demo;
+mod docs;
+mod shell;
+mod suite;
+mod tidy;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The workspace's chores.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    /// The chore.
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// A cluster of three hosts on this machine, with real packets; ends in a minute and leaves nothing.
+    Demo(demo::Options),
+    /// All the tests; installs by itself what they need.
+    Test {
+        /// Only the steps whose name holds this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// The house rules that can be checked by a program.
+    Tidy,
+    /// Takes what the golden tests now give for right.
+    Bless,
+    /// `loden lab …` with the programs built from this tree.
+    Lab {
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Measures, as a ratio to a named peer.
+    Bench(bench::Options),
+    /// Man pages, completions, and the book where mdbook is installed.
+    Docs,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            shell::say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    match args.chore {
+        Chore::Demo(options) => demo::run(&options),
+        Chore::Test { only } => suite::run(only.as_deref()),
+        Chore::Tidy => tidy::run(),
+        Chore::Bless => suite::bless(),
+        Chore::Lab { args } => {
+            let binaries = shell::build(false)?;
+            shell::pass_through(&binaries.loden, std::iter::once("lab".to_owned()).chain(args))
+        }
+        Chore::Bench(options) => bench::run(&options),
+        Chore::Docs => docs::run(),
+    }
+}

@@ -64,10 +64,8 @@ impl Api {
 /// # Errors
 /// [`AgentError::Listen`].
 pub fn serve_local(api: Api, path: &Path) -> Result<(), AgentError> {
-    let fail = |error: std::io::Error| AgentError::Listen {
-        address: path.display().to_string(),
-        cause: error.to_string(),
-    };
+    let fail =
+        |error: std::io::Error| AgentError::Listen { address: path.display().to_string(), cause: error.to_string() };
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
         _ => {}
@@ -88,8 +86,7 @@ pub fn serve_local(api: Api, path: &Path) -> Result<(), AgentError> {
 /// # Errors
 /// [`AgentError::Listen`].
 pub async fn serve_public(api: Api, address: SocketAddr) -> Result<(), AgentError> {
-    let fail =
-        |error: std::io::Error| AgentError::Listen { address: address.to_string(), cause: error.to_string() };
+    let fail = |error: std::io::Error| AgentError::Listen { address: address.to_string(), cause: error.to_string() };
     let listener = TcpListener::bind(address).await.map_err(fail)?;
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, api.public()).await {

@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use loden_core::model::{
-    Block, Entry, Key, Lease, Node, NodeName, NodeUid, PerFamily, Pool, PoolName, Prefix, Record,
-};
+use loden_core::model::{Block, Entry, Key, Lease, Node, NodeName, NodeUid, PerFamily, Pool, PoolName, Prefix, Record};
 use loden_core::view::Problem;
 use loden_store::{Change, Expect, Store, StoreError, Watch};
 use tokio::sync::watch;
@@ -252,8 +250,14 @@ impl Cluster {
                 // An earlier start on this host: the run directory's lock says that it is over.
                 Record::Lease(held) if held.uid == self.identity.uid => Expect::Revision(entry.revision),
                 _ => {
-                    self.set_problem("lease", Some("another host serves under this node's name: give this host another \
-                         name (`node` in its configuration), or wait until the other's lease has run out".to_owned()));
+                    self.set_problem(
+                        "lease",
+                        Some(
+                            "another host serves under this node's name: give this host another \
+                         name (`node` in its configuration), or wait until the other's lease has run out"
+                                .to_owned(),
+                        ),
+                    );
                     return Ok(());
                 }
             },

@@ -30,7 +30,8 @@ pub fn node_uid(state_dir: &Path) -> Result<NodeUid, AgentError> {
     let path = state_dir.join("node-uid");
     let fail = |cause: String| AgentError::File { path: path.clone(), cause };
     match fs::read_to_string(&path) {
-        Ok(text) => NodeUid::new(text.trim()).map_err(|error| fail(format!("{error}; restore it, or remove it to be a new node"))),
+        Ok(text) => NodeUid::new(text.trim())
+            .map_err(|error| fail(format!("{error}; restore it, or remove it to be a new node"))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             run_dir::make_dir(state_dir).map_err(|error| fail(error.to_string()))?;
             let made = random_uid().map_err(&fail)?;

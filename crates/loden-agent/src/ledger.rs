@@ -72,11 +72,8 @@ fn listen(inotify: &OwnedFd, run_dir: &RunDir) -> Result<(), LinuxError> {
     let networks = std::fs::read_dir(&top).map_err(|error| LinuxError::system(what(), error))?;
     for network in networks {
         let path = network.map_err(|error| LinuxError::system(what(), error))?.path();
-        let watched = inotify::add_watch(
-            inotify,
-            &path,
-            WatchFlags::MOVED_TO | WatchFlags::DELETE | WatchFlags::ONLYDIR,
-        );
+        let watched =
+            inotify::add_watch(inotify, &path, WatchFlags::MOVED_TO | WatchFlags::DELETE | WatchFlags::ONLYDIR);
         match watched {
             // It was removed meanwhile, or is no directory.
             Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}

@@ -147,8 +147,7 @@ fn run(args: &Args) -> Result<(), AgentError> {
     let start = |what| move |error: std::io::Error| AgentError::Start { what, cause: error.to_string() };
     let spawned = std::thread::Builder::new().name("kernel".to_owned()).spawn(move || worker.run(kernel));
     let thread = spawned.map_err(start("the kernel's thread"))?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start("the runtime"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start("the runtime"))?;
     let api = api::Api { inbox: inbox.clone(), pulse, metrics };
     let served = runtime.block_on(serve(&config, &run_dir, who, api, inbox.clone(), (outward_seen, health, ready)));
     // The kernel's side has ended by itself only if it failed, which it has logged.
@@ -229,8 +228,7 @@ fn read_config(path: &Path, overrides: Map<String, Value>) -> Result<NodeConfig,
         Err(error) => return Err(file_error(error.to_string())),
     };
     tree.extend(overrides);
-    NodeConfig::parse(Value::Object(tree))
-        .map_err(|source| AgentError::Config { path: path.to_owned(), source })
+    NodeConfig::parse(Value::Object(tree)).map_err(|source| AgentError::Config { path: path.to_owned(), source })
 }
 
 fn start_log(config: &NodeConfig) {

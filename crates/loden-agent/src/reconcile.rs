@@ -305,9 +305,8 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Brings the facts up to date as far as the kernel has followed.
     fn publish(&mut self) {
-        let of_local = |key: &Key| {
-            self.desired.map().desired(key).is_some_and(|wanted| wanted.why.source == Source::Local)
-        };
+        let of_local =
+            |key: &Key| self.desired.map().desired(key).is_some_and(|wanted| wanted.why.source == Source::Local);
         let (mut host_right, mut routes_right) = (self.observe_error.is_none(), self.observe_error.is_none());
         for (key, wanted, actual) in self.desired.map().differences() {
             let is_left_alone = wanted.is_none() && actual.is_some_and(|actual| !actual.is_ours());

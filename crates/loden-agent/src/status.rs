@@ -135,9 +135,8 @@ fn peer<K: Kernel>(reconciler: &Reconciler<K>, node: &loden_core::model::Node) -
 
 fn kernel<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> KernelStatus {
     let (writes, repairs, rounds) = reconciler.counts();
-    let by_name = |counts: &BTreeMap<Sort, u64>| {
-        counts.iter().map(|(sort, count)| (sort.name().to_owned(), *count)).collect()
-    };
+    let by_name =
+        |counts: &BTreeMap<Sort, u64>| counts.iter().map(|(sort, count)| (sort.name().to_owned(), *count)).collect();
     let failing = reconciler.failures().iter().map(|(key, failure)| Failing {
         object: key.to_string(),
         cause: failure.error.cause.clone(),

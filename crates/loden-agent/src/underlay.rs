@@ -31,8 +31,8 @@ impl Finder {
     /// A problem that says what is missing; the agent waits for it.
     pub fn find(&self) -> Result<Underlay, Problem> {
         let problem = |cause: String| Problem::new("the external interface", cause);
-        let facts = loden_linux::underlay::facts(self.config.iface_can_reach)
-            .map_err(|error| problem(error.to_string()))?;
+        let facts =
+            loden_linux::underlay::facts(self.config.iface_can_reach).map_err(|error| problem(error.to_string()))?;
         let fits = |name: &str| self.regex.as_ref().is_some_and(|regex| regex.is_match(name));
         let wish = Wish {
             iface: &self.config.iface,

@@ -178,9 +178,7 @@ impl Worker {
             }
             Inbox::Attached((attachments, unreadable)) => {
                 state.around.host.retain(|problem| problem.subject != "attachments");
-                state.around.host.extend(
-                    unreadable.iter().map(|error| Problem::new("attachments", error.to_string())),
-                );
+                state.around.host.extend(unreadable.iter().map(|error| Problem::new("attachments", error.to_string())));
                 reconciler.attachments(attachments);
                 reconciler.is_due()
             }

@@ -8,7 +8,9 @@ use loden_store::StoreError;
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// No agent.
-    #[error("{cause}\n  lodend does not answer on {socket}: is it running on this host? (`--run-dir` says where its socket is)")]
+    #[error(
+        "{cause}\n  lodend does not answer on {socket}: is it running on this host? (`--run-dir` says where its socket is)"
+    )]
     NoAgent {
         /// Where it was looked for.
         socket: String,

@@ -56,9 +56,7 @@ fn make(
     veth::create(&reservation.attachment, routes, netns)
         .map_err(|error| failed("the pod's interface cannot be made", &error))?;
     fault::point("add-made");
-    call.ledger()
-        .complete(reservation)
-        .map_err(|error| failed("the attachment cannot be written down", &error))
+    call.ledger().complete(reservation).map_err(|error| failed("the attachment cannot be written down", &error))
 }
 
 /// Opens the pod's namespace, which must not be the host's own.

@@ -12,7 +12,8 @@ use std::net::IpAddr;
 #[must_use]
 pub fn host_side(key: &AttachmentKey) -> IfName {
     let hash = hash(key);
-    IfName::new(&format!("veth{:011x}", hash & 0xfff_ffff_ffff)).unwrap_or_else(|_| unreachable!("15 letters and digits"))
+    IfName::new(&format!("veth{:011x}", hash & 0xfff_ffff_ffff))
+        .unwrap_or_else(|_| unreachable!("15 letters and digits"))
 }
 
 fn hash(key: &AttachmentKey) -> u64 {
@@ -46,17 +47,7 @@ pub fn attachment(
 ) -> Attachment {
     let mac = Mac::derived(&["pod", &key.network, &key.container, key.ifname.as_str()]);
     let host_side = host_side(&key);
-    Attachment {
-        key,
-        complete: false,
-        addresses,
-        host_side,
-        bridge: node.bridge,
-        mac,
-        mtu: node.mtu_pod,
-        netns,
-        pod,
-    }
+    Attachment { key, complete: false, addresses, host_side, bridge: node.bridge, mac, mtu: node.mtu_pod, netns, pod }
 }
 
 /// The pod's routes: everything by the gateway of each of its blocks.

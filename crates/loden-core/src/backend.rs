@@ -63,9 +63,7 @@ impl BackendConfig {
     #[must_use]
     pub fn is_ready_at(&self, peer: &Node) -> bool {
         peer.receives.iter().any(|receive| match (self, receive) {
-            (Self::Vxlan(config), Receive::Vxlan { vni, port, .. }) => {
-                *vni == config.vni && *port == config.port
-            }
+            (Self::Vxlan(config), Receive::Vxlan { vni, port, .. }) => *vni == config.vni && *port == config.port,
             (Self::HostGw(_), Receive::HostGw) => true,
             _ => false,
         })
@@ -99,10 +97,7 @@ pub fn reach<'a>(
             }
             Ok(()) => {
                 unannounced.get_or_insert((backend, wishes));
-                format!(
-                    "this node has yet to announce that it sends by {}, which it does by itself",
-                    describe(backend)
-                )
+                format!("this node has yet to announce that it sends by {}, which it does by itself", describe(backend))
             }
             Err(cause) => cause,
         };
@@ -155,8 +150,7 @@ fn mtu_inside(cx: &Context<'_>, kind: &str, given: Option<u32>, overhead: u32) -
         return Ok(inside);
     }
     let takes = if overhead > 0 { format!("{kind} takes {overhead} of them, and ") } else { String::new() };
-    let needs =
-        format!("{takes}{family} needs at least {least}: at least {} is needed there", least + overhead);
+    let needs = format!("{takes}{family} needs at least {least}: at least {} is needed there", least + overhead);
     Err(match given {
         Some(given) => ConfigError::Invalid {
             key: format!("pool.{}.backend.mtu", pool.name),

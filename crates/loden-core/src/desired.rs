@@ -233,8 +233,7 @@ impl Desired {
         let Some(Object::Link(link)) = self.map.actual(&Key::Link(dev)) else { return false };
         let LinkKind::Vxlan(vxlan) = &link.kind else { return false };
         let id = (vxlan.vni, vxlan.port);
-        self.promised.get(&dev) == Some(&id)
-            || self.unsaid.as_ref().is_some_and(|unsaid| !unsaid.contains(&id))
+        self.promised.get(&dev) == Some(&id) || self.unsaid.as_ref().is_some_and(|unsaid| !unsaid.contains(&id))
     }
 
     /// What could not be wished for, and what people should know besides, by source.

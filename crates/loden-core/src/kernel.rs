@@ -122,16 +122,8 @@ pub enum Sort {
 
 impl Sort {
     /// All of them, in the order of making.
-    pub const ALL: [Self; 8] = [
-        Self::Sysctl,
-        Self::Nft,
-        Self::Link,
-        Self::Address,
-        Self::Nexthop,
-        Self::Neighbour,
-        Self::Fdb,
-        Self::Route,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Sysctl, Self::Nft, Self::Link, Self::Address, Self::Nexthop, Self::Neighbour, Self::Fdb, Self::Route];
 
     /// The sort's name, as metrics label it.
     #[must_use]

@@ -30,10 +30,7 @@ pub fn table<'a>(pools: impl Iterator<Item = &'a Pool> + Clone) -> Table {
         if nat_rules.is_empty() {
             nat_rules.push(Rule::new(
                 "marked for kube-proxy to masquerade",
-                vec![
-                    Expr::Mark { mask: KUBE_MARK, value: KUBE_MARK, negate: false },
-                    Expr::Verdict(Verdict::Return),
-                ],
+                vec![Expr::Mark { mask: KUBE_MARK, value: KUBE_MARK, negate: false }, Expr::Verdict(Verdict::Return)],
             ));
         }
         nat_rules.push(Rule::new(

@@ -12,8 +12,8 @@ mod record;
 mod vni;
 
 pub use attachment::{Attachment, AttachmentKey};
-pub use mac::Mac;
 pub(crate) use mac::Fnv;
+pub use mac::Mac;
 pub use name::{IfName, NameError, NodeName, NodeUid, PoolName};
 pub use node::{Node, PerFamily, Receive};
 pub use pool::{BackendConfig, Block, HostGwConfig, Pool, VxlanConfig};

@@ -139,7 +139,8 @@ enum Judgement {
 fn judge(key: &Key, wanted: Option<&Wanted>, actual: Option<&Object>, retained: bool) -> Judgement {
     match (wanted.map(|wanted| &wanted.object), actual) {
         (Some(Object::Link(link)), None) if matches!(link.kind, LinkKind::Veth { .. }) => Judgement::Refuse(
-            "it is gone: the pod's namespace was removed without a CNI DEL; its addresses are freed by the next GC".to_owned(),
+            "it is gone: the pod's namespace was removed without a CNI DEL; its addresses are freed by the next GC"
+                .to_owned(),
         ),
         (Some(_), None) => Judgement::Do(Verb::Add),
         (Some(Object::Link(wanted)), Some(Object::Link(actual))) => match wanted.change_from(actual) {
@@ -163,8 +164,7 @@ fn judge(key: &Key, wanted: Option<&Wanted>, actual: Option<&Object>, retained: 
 
 /// The place of a step in the order of making. A bridge goes before its ports; a link goes before what is on it.
 fn order(step: &Step) -> u8 {
-    let is_port =
-        |object: &Object| matches!(object, Object::Link(link) if matches!(link.kind, LinkKind::Veth { .. }));
+    let is_port = |object: &Object| matches!(object, Object::Link(link) if matches!(link.kind, LinkKind::Veth { .. }));
     match step.key {
         Key::Sysctl(_) => 0,
         Key::Nft => 1,

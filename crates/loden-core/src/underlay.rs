@@ -123,8 +123,7 @@ pub fn choose(facts: &HostFacts, wish: &Wish<'_>) -> Result<Underlay, UnderlayEr
 
 fn choose_link<'a>(facts: &'a HostFacts, wish: &Wish<'_>) -> Result<&'a LinkFacts, UnderlayError> {
     let by_name = |name: IfName| facts.links.iter().find(|link| link.name == name);
-    let owns =
-        |addr: IpAddr| facts.links.iter().find(|link| link.addresses.iter().any(|a| a.net.addr() == addr));
+    let owns = |addr: IpAddr| facts.links.iter().find(|link| link.addresses.iter().any(|a| a.net.addr() == addr));
     let not_found = |wanted: String| {
         let present: Vec<_> = facts.links.iter().map(|link| link.name.to_string()).collect();
         UnderlayError::NotFound { wanted, present: present.join(", ") }
@@ -138,9 +137,7 @@ fn choose_link<'a>(facts: &'a HostFacts, wish: &Wish<'_>) -> Result<&'a LinkFact
             .iface
             .iter()
             .find_map(asked)
-            .or_else(|| {
-                facts.links.iter().find(|link| wish.iface_regex.is_some_and(|fits| fits(link.name.as_str())))
-            })
+            .or_else(|| facts.links.iter().find(|link| wish.iface_regex.is_some_and(|fits| fits(link.name.as_str()))))
             .ok_or_else(|| not_found(all_asked(wish)));
     }
     if wish.can_reach {

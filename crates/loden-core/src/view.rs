@@ -13,8 +13,8 @@ use std::sync::Arc;
 use crate::config::cluster;
 use crate::desired::Source;
 use crate::model::{
-    Attachment, AttachmentKey, BackendConfig, Block, Entry, Family, IfName, Key, Node, NodeName, NodeUid,
-    Pool, PoolName, Prefix, Record,
+    Attachment, AttachmentKey, BackendConfig, Block, Entry, Family, IfName, Key, Node, NodeName, NodeUid, Pool,
+    PoolName, Prefix, Record,
 };
 use crate::underlay::Underlay;
 
@@ -208,8 +208,7 @@ impl View {
         pool: &'a PoolName,
         backend: &'a BackendConfig,
     ) -> impl Iterator<Item = &'a NodeName> {
-        let sends =
-            move |node: &&Arc<Node>| node.sends.get(pool).is_some_and(|sends| sends.contains(backend));
+        let sends = move |node: &&Arc<Node>| node.sends.get(pool).is_some_and(|sends| sends.contains(backend));
         self.nodes.values().filter(sends).map(|node| &node.name)
     }
 
@@ -253,17 +252,14 @@ impl View {
         };
         if *name == self.local.node {
             // What this node has said decides by which backends and on which devices it goes on.
-            concerns_all |=
-                !is_same(|a, b| (&a.uid, &a.receives, &a.sends) == (&b.uid, &b.receives, &b.sends));
+            concerns_all |= !is_same(|a, b| (&a.uid, &a.receives, &a.sends) == (&b.uid, &b.receives, &b.sends));
             return if concerns_all { Changed::all() } else { Changed::default() };
         }
         if concerns_all {
             return Changed::all();
         }
         let mut changed = Changed::one(Source::Peer(name.clone()));
-        if !is_same(|a, b| a.sends == b.sends)
-            && self.pools.values().any(|pool| self.active_backends(pool).len() > 1)
-        {
+        if !is_same(|a, b| a.sends == b.sends) && self.pools.values().any(|pool| self.active_backends(pool).len() > 1) {
             // Who still sends with a former backend is said among this host's own notices.
             changed.sources.insert(Source::Local);
         }
@@ -297,9 +293,7 @@ impl View {
 
     fn put_block(&mut self, block: Block) -> Changed {
         let cidr = block.cidr;
-        if self.owners.get(&cidr) == Some(&block.owner)
-            && self.blocks[&block.owner].get(&cidr) == Some(&block)
-        {
+        if self.owners.get(&cidr) == Some(&block.owner) && self.blocks[&block.owner].get(&cidr) == Some(&block) {
             return Changed::default();
         }
         let mut changed = self.remove_block(cidr);
@@ -329,17 +323,13 @@ impl View {
     /// with a younger one that has not changed.
     fn judge_pools(&mut self) -> Changed {
         let mut by_age: Vec<_> = self.given_pools.values().collect();
-        by_age.sort_by(|(a_created, a), (b_created, b)| {
-            a_created.cmp(b_created).then_with(|| a.name.cmp(&b.name))
-        });
-        let is_unchanged =
-            |pool: &&Pool| self.given_pools.get(&pool.name).is_some_and(|(_, given)| given == *pool);
+        by_age.sort_by(|(a_created, a), (b_created, b)| a_created.cmp(b_created).then_with(|| a.name.cmp(&b.name)));
+        let is_unchanged = |pool: &&Pool| self.given_pools.get(&pool.name).is_some_and(|(_, given)| given == *pool);
         let mut accepted: BTreeMap<PoolName, Pool> = BTreeMap::new();
         let mut problems = Vec::new();
         for (_, given) in by_age {
             let former = self.pools.get(&given.name);
-            let mut fault =
-                cluster::check_pool(given).and_then(|()| cluster::check_together(accepted.values(), given));
+            let mut fault = cluster::check_pool(given).and_then(|()| cluster::check_together(accepted.values(), given));
             if fault.is_ok() && former.is_some_and(|former| former != given) {
                 fault = cluster::check_together(self.pools.values().filter(is_unchanged), given);
             }
@@ -348,8 +338,7 @@ impl View {
                     accepted.insert(given.name.clone(), given.clone());
                 }
                 Err(error) => {
-                    let former =
-                        former.filter(|former| cluster::check_together(accepted.values(), former).is_ok());
+                    let former = former.filter(|former| cluster::check_together(accepted.values(), former).is_ok());
                     let outcome = match former {
                         Some(_) => "the pool goes on as it was before this change",
                         None => "the pool is not in force",

@@ -11,9 +11,9 @@ use loden_linux::netns::NetNs;
 use loden_linux::spawn;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
+use crate::LabError;
 use crate::http;
 use crate::lab::Lab;
-use crate::LabError;
 
 /// How long an agent may take to become ready.
 const READY: Duration = Duration::from_secs(30);

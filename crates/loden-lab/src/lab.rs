@@ -109,7 +109,11 @@ impl Lab {
     fn make(&mut self, topology: &Topology, stays: bool, tell: &mut dyn FnMut(&str)) -> Result<(), LabError> {
         // Written down before anything is made, so that a lab that was killed half-way can be taken down.
         self.save()?;
-        tell(&format!("underlay: {} segment(s), a router, the outside, {} hosts", topology.segments.len(), topology.hosts.len()));
+        tell(&format!(
+            "underlay: {} segment(s), a router, the outside, {} hosts",
+            topology.segments.len(),
+            topology.hosts.len()
+        ));
         underlay::make(topology, &self.dir.join("netns"))?;
         if !topology.pools.is_empty() {
             self.apply_pools(&topology.pools)?;
@@ -235,7 +239,11 @@ impl Lab {
     pub fn netns(&self, name: &str) -> Result<NetNs, LabError> {
         let path = self.netns_path(name);
         if !path.exists() || !loden_linux::run_dir::is_plain_name(name) {
-            return Err(LabError::Unknown { what: "host or pod", name: name.to_owned(), known: list_files(&self.dir.join("netns")) });
+            return Err(LabError::Unknown {
+                what: "host or pod",
+                name: name.to_owned(),
+                known: list_files(&self.dir.join("netns")),
+            });
         }
         NetNs::open(&path).map_err(LabError::linux(format!("namespace {name}")))
     }

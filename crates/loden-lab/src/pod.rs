@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use loden_core::model::PerFamily;
 use loden_core::cni::{Success, Version};
 use loden_core::model::Family;
+use loden_core::model::PerFamily;
 use loden_linux::netns::{self, NetNs};
 use loden_linux::spawn;
 use serde::{Deserialize, Serialize};

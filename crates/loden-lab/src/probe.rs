@@ -5,9 +5,9 @@ pub mod reach;
 pub mod responder;
 pub mod stream;
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use std::io::{Read, Write};
 use std::time::Duration;
 
 use loden_core::model::Family;
@@ -57,8 +57,7 @@ pub fn udp(to: IpAddr, payload: usize) -> Result<IpAddr, String> {
 /// # Errors
 /// What went wrong, in the system's words.
 pub fn tcp(to: IpAddr, payload: usize) -> Result<IpAddr, String> {
-    let mut stream =
-        TcpStream::connect_timeout(&(to, PORT).into(), PATIENCE).map_err(|error| silence(&error))?;
+    let mut stream = TcpStream::connect_timeout(&(to, PORT).into(), PATIENCE).map_err(|error| silence(&error))?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(|error| error.to_string())?;
     stream.write_all(&vec![b't'; payload]).map_err(|error| error.to_string())?;
     stream.shutdown(std::net::Shutdown::Write).map_err(|error| error.to_string())?;

@@ -23,10 +23,7 @@ pub const OUTSIDE: &str = "outside";
 
 /// The outside's addresses (RFC 5737, RFC 3849).
 pub fn outside_addresses() -> PerFamily<IpAddr> {
-    PerFamily {
-        v4: Some([198, 51, 100, 1].into()),
-        v6: Some([0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1].into()),
-    }
+    PerFamily { v4: Some([198, 51, 100, 1].into()), v6: Some([0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1].into()) }
 }
 
 /// The names of all namespaces of the underlay, in the order in which they are made.
@@ -110,11 +107,7 @@ fn net(addr: IpAddr, len: u8) -> Option<IpNet> {
     IpNet::new(addr, len).ok()
 }
 
-fn in_ns<T: Send>(
-    ns: &NetNs,
-    what: &str,
-    work: impl FnOnce() -> Result<T, LinuxError> + Send,
-) -> Result<T, LabError> {
+fn in_ns<T: Send>(ns: &NetNs, what: &str, work: impl FnOnce() -> Result<T, LinuxError> + Send) -> Result<T, LabError> {
     ns.run(work).and_then(|done| done).map_err(LabError::linux(what.to_owned()))
 }
 
@@ -247,8 +240,8 @@ pub fn number_of(dev: &str) -> Result<u32, LinuxError> {
     let all = Socket::open(Protocol::Route)?.dump("list links", &mut w, Vec::new, |all: &mut Vec<_>, message| {
         all.extend(link::parse(message.payload));
     })?;
-    all.into_iter().find(|seen| seen.name == name).map(|seen| seen.index).ok_or_else(|| LinuxError::File {
-        path: dev.to_owned(),
-        cause: "there is no such link".to_owned(),
-    })
+    all.into_iter()
+        .find(|seen| seen.name == name)
+        .map(|seen| seen.index)
+        .ok_or_else(|| LinuxError::File { path: dev.to_owned(), cause: "there is no such link".to_owned() })
 }

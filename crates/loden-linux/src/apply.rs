@@ -150,9 +150,9 @@ impl LinuxKernel {
             (Key::Fdb(dev, mac), _) => neighbour::delete_fdb(w, number(dev)?, mac),
             (Key::Route(prefix, priority), Some(Object::Route(via))) => {
                 let to = match *via {
-                    Via::Nexthop(dev, gateway) => route::To::Nexthop(
-                        self.index.nexthop(dev, gateway).ok_or_else(|| no_nexthop(dev, gateway))?,
-                    ),
+                    Via::Nexthop(dev, gateway) => {
+                        route::To::Nexthop(self.index.nexthop(dev, gateway).ok_or_else(|| no_nexthop(dev, gateway))?)
+                    }
                     Via::Link(dev) => route::To::Link(number(dev)?),
                     Via::Blackhole => route::To::Blackhole,
                 };
@@ -231,11 +231,7 @@ fn set_mtu_in_pod(netns: &str, ifname: IfName, mtu: u32) -> Outcome {
 }
 
 fn no_link(name: IfName) -> LinuxError {
-    LinuxError::Netlink {
-        what: format!("link {name}"),
-        errno: libc::ENODEV,
-        cause: format!("there is no link {name}"),
-    }
+    LinuxError::Netlink { what: format!("link {name}"), errno: libc::ENODEV, cause: format!("there is no link {name}") }
 }
 
 fn no_nexthop(dev: IfName, gateway: std::net::IpAddr) -> LinuxError {

@@ -88,8 +88,7 @@ impl Ledger {
     ) -> Result<Reservation, ReserveError> {
         self.run_dir.make()?;
         let lock_file = self.under_way_file(key)?;
-        let under_way =
-            FileLock::try_acquire(&lock_file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?;
+        let under_way = FileLock::try_acquire(&lock_file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?;
         let _lock = self.lock()?;
         match self.run_dir.attachment(key) {
             Ok(Some(there)) if there.complete => return Err(ReserveError::Attached(Box::new(there))),
@@ -289,8 +288,11 @@ impl Ledger {
 /// The node's blocks, a list a family.
 fn by_family(node: &NodeFile) -> Result<Vec<Vec<Prefix>>, ReserveError> {
     let of = |family| node.blocks.iter().map(|block| block.cidr).filter(move |cidr| cidr.family() == family);
-    let families: Vec<Vec<Prefix>> =
-        Family::ALL.into_iter().map(|family| of(family).collect()).filter(|blocks: &Vec<_>| !blocks.is_empty()).collect();
+    let families: Vec<Vec<Prefix>> = Family::ALL
+        .into_iter()
+        .map(|family| of(family).collect())
+        .filter(|blocks: &Vec<_>| !blocks.is_empty())
+        .collect();
     if families.is_empty() { Err(ReserveError::NoBlock) } else { Ok(families) }
 }
 

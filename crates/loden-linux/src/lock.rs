@@ -60,10 +60,8 @@ impl FileLock {
             }
             Err(error) => return Err(LinuxError::system(what(), error)),
         }
-        let written = file
-            .set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        let written =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(|error| LinuxError::system(what(), error))?;
         Ok(Ok(Self(file)))
     }

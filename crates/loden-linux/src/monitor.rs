@@ -21,8 +21,7 @@ const GROUPS: [u32; 7] = [1, 3, 5, 9, 7, 11, 32];
 /// `NFNLGRP_NFTABLES`.
 const GROUP_NFTABLES: u32 = 7;
 /// What hangs on a link and goes away with it, partly without a report.
-const HANGS_ON_LINKS: [Sort; 6] =
-    [Sort::Address, Sort::Nexthop, Sort::Neighbour, Sort::Fdb, Sort::Route, Sort::Sysctl];
+const HANGS_ON_LINKS: [Sort; 6] = [Sort::Address, Sort::Nexthop, Sort::Neighbour, Sort::Fdb, Sort::Route, Sort::Sysctl];
 
 /// Listens to the kernel.
 #[derive(Debug)]
@@ -89,11 +88,7 @@ impl Monitor {
         Ok(())
     }
 
-    fn recover(
-        &mut self,
-        received: Result<(), LinuxError>,
-        report: &mut impl FnMut(Event),
-    ) -> Result<(), LinuxError> {
+    fn recover(&mut self, received: Result<(), LinuxError>, report: &mut impl FnMut(Event)) -> Result<(), LinuxError> {
         match received {
             Err(LinuxError::Overrun) => {
                 self.learn_links()?;
@@ -109,9 +104,10 @@ impl Monitor {
     fn learn_links(&mut self) -> Result<(), LinuxError> {
         let mut w = Writer::default();
         link::list(&mut w);
-        let all = Socket::open(Protocol::Route)?.dump("list links", &mut w, Vec::new, |all: &mut Vec<_>, message| {
-            all.extend(link::parse(message.payload));
-        })?;
+        let all =
+            Socket::open(Protocol::Route)?.dump("list links", &mut w, Vec::new, |all: &mut Vec<_>, message| {
+                all.extend(link::parse(message.payload));
+            })?;
         self.index.clear_links();
         self.own_links.clear();
         for seen in all {

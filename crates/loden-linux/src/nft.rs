@@ -72,7 +72,9 @@ impl Nft {
                 return Err(LinuxError::Netlink {
                     what: format!("nft table inet {TABLE}"),
                     errno: libc::EPERM,
-                    cause: format!("it is owned by another living process (netlink port {port}): is a second agent running?"),
+                    cause: format!(
+                        "it is owned by another living process (netlink port {port}): is a second agent running?"
+                    ),
                 });
             }
             None => self.adopt()?,

@@ -90,8 +90,10 @@ impl RunDir {
             if !is_plain_name(name) {
                 return Err(LinuxError::File {
                     path: self.attachments_dir().display().to_string(),
-                    cause: format!("{name:?} is no name for a network or container: letters, digits, '_', '.' and '-', \
-                                    the first one a letter or digit"),
+                    cause: format!(
+                        "{name:?} is no name for a network or container: letters, digits, '_', '.' and '-', \
+                                    the first one a letter or digit"
+                    ),
                 });
             }
         }

@@ -20,8 +20,10 @@ pub enum StoreError {
         oldest: u64,
     },
     /// The data are damaged.
-    #[error("{place} is damaged ({cause}): stop the agents, keep a copy of the file, and restore it from a backup or recover it \
-             with `sqlite3 FILE .recover`; nothing was written to it")]
+    #[error(
+        "{place} is damaged ({cause}): stop the agents, keep a copy of the file, and restore it from a backup or recover it \
+             with `sqlite3 FILE .recover`; nothing was written to it"
+    )]
     Corrupt {
         /// Where.
         place: String,

@@ -52,8 +52,7 @@ impl Memory {
 
 impl State {
     fn expire(&mut self, now: Instant) {
-        let over: Vec<Key> =
-            self.expiries.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        let over: Vec<Key> = self.expiries.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
         for key in over {
             self.remove(key);
         }

@@ -10,7 +10,8 @@ pub fn run(command: &Generate) -> Result<u8, CliError> {
     let mut args = Args::command();
     match command {
         Generate::Man { out } => {
-            let fail = |error: std::io::Error| CliError::File { path: out.display().to_string(), cause: error.to_string() };
+            let fail =
+                |error: std::io::Error| CliError::File { path: out.display().to_string(), cause: error.to_string() };
             std::fs::create_dir_all(out).map_err(fail)?;
             clap_mangen::generate_to(args, out).map_err(fail)?;
         }

@@ -43,7 +43,9 @@ fn up(file: &Path, output: Output) -> Result<u8, CliError> {
     };
     let lab = Lab::up(&topology, &Path::new(LABS).join(&topology.name), binaries, true, &mut tell)?;
     match output {
-        Output::Json => render::json(&serde_json::json!({ "lab": lab.name(), "hosts": lab.hosts(), "pods": lab.pods() }))?,
+        Output::Json => {
+            render::json(&serde_json::json!({ "lab": lab.name(), "hosts": lab.hosts(), "pods": lab.pods() }))?
+        }
         Output::Text => render::text(&format!(
             "lab {name} is up: `loden lab ping {name}`, `loden lab exec {name} {host} sh`, `loden lab down {name}`\n",
             name = lab.name(),
@@ -89,7 +91,9 @@ fn ping(lab: &Lab, output: Output) -> Result<u8, CliError> {
                     probe.fault.as_deref().unwrap_or_default()
                 );
             }
-            render::text(&format!("{text}{whole} of {pairs} pairs reach (4: IPv4, 6: IPv6, x: not; ICMP, UDP and TCP)\n"))?;
+            render::text(&format!(
+                "{text}{whole} of {pairs} pairs reach (4: IPv4, 6: IPv6, x: not; ICMP, UDP and TCP)\n"
+            ))?;
         }
     }
     Ok(u8::from(whole < pairs))

@@ -32,8 +32,8 @@ async fn apply(url: &str, file: &Path, output: Output) -> Result<u8, CliError> {
     let bad = |cause: String| CliError::File { path: path.clone(), cause };
     let text = std::fs::read_to_string(file).map_err(|error| bad(error.to_string()))?;
     let tree: Map<String, Value> = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
-    let wanted = cluster::parse_pools(Value::Object(tree))
-        .map_err(|source| CliError::Config { path: path.clone(), source })?;
+    let wanted =
+        cluster::parse_pools(Value::Object(tree)).map_err(|source| CliError::Config { path: path.clone(), source })?;
 
     let store = loden_store::open(url).await?;
     let there = pools(&*store).await?;

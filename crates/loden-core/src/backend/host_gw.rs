@@ -32,9 +32,7 @@ impl Backend for HostGwConfig {
                     cx.underlay.ifname,
                     onlink.join(", ")
                 ),
-                None => format!(
-                    "it has no {family} underlay address, and host-gw has no tunnel to carry {family}"
-                ),
+                None => format!("it has no {family} underlay address, and host-gw has no tunnel to carry {family}"),
             });
         }
         direct(cx, peer, blocks, out);

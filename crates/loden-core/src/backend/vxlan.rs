@@ -161,8 +161,7 @@ fn underlays(cx: &Context<'_>) -> Vec<(Family, IpAddr)> {
 pub(crate) fn promised_devices(view: &View) -> BTreeMap<IfName, (Vni, u16)> {
     promised(view)
         .filter_map(|vtep| {
-            let names =
-                [plain_name(vtep.vni, vtep.underlay)?, spare_name(vtep.vni, vtep.port, vtep.underlay)?];
+            let names = [plain_name(vtep.vni, vtep.underlay)?, spare_name(vtep.vni, vtep.port, vtep.underlay)?];
             let dev = names.into_iter().find(|dev| derived_mac(view, *dev) == vtep.mac)?;
             Some((dev, (vtep.vni, vtep.port)))
         })

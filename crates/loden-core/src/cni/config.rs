@@ -43,7 +43,8 @@ impl NetConf {
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(other) => Err(invalid(format!("`{key}` is {other}: a text was meant"))),
         };
-        let version = text("cniVersion")?.filter(|v| !v.is_empty()).map_or(Ok(Version::V0_1_0), |v| Version::parse(&v))?;
+        let version =
+            text("cniVersion")?.filter(|v| !v.is_empty()).map_or(Ok(Version::V0_1_0), |v| Version::parse(&v))?;
         let name = text("name")?;
         if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
             return Err(invalid(format!("the network's name {name:?} is not valid: {NAME_RULE}")));
@@ -78,8 +79,13 @@ impl Keys {
 
 fn parse_valid(value: &Value) -> Result<Vec<(String, IfName)>, CniError> {
     let wrong = || {
-        CniError::new(Code::InvalidConfig, format!("`cni.dev/valid-attachments` is {value}: a list of objects with \
-                                                    containerID and ifname was meant"))
+        CniError::new(
+            Code::InvalidConfig,
+            format!(
+                "`cni.dev/valid-attachments` is {value}: a list of objects with \
+                                                    containerID and ifname was meant"
+            ),
+        )
     };
     let items = value.as_array().ok_or_else(wrong)?;
     items
@@ -102,7 +108,8 @@ mod tests {
         let parse = |text: &str| NetConf::parse(text.as_bytes()).map(|conf| conf.valid);
         assert_eq!(parse(r#"{"cniVersion":"1.1.0","name":"n"}"#), Ok(None));
         assert_eq!(parse(r#"{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":[]}"#), Ok(Some(vec![])));
-        let one = r#"{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":[{"containerId":"c","ifName":"eth0"}]}"#;
+        let one =
+            r#"{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":[{"containerId":"c","ifName":"eth0"}]}"#;
         assert_eq!(parse(one), Ok(Some(vec![("c".to_owned(), "eth0".parse().expect("name"))])));
     }
 

@@ -146,7 +146,9 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         // DEL does without a namespace; VERSION without anything.
-        assert!(read(&with("CNI_COMMAND", "DEL").map(|(k, v)| if k == "CNI_NETNS" { (k, "") } else { (k, v) })).is_ok());
+        assert!(
+            read(&with("CNI_COMMAND", "DEL").map(|(k, v)| if k == "CNI_NETNS" { (k, "") } else { (k, v) })).is_ok()
+        );
         assert!(read(&[("CNI_COMMAND", "VERSION"), ("CNI_IFNAME", "dummy/x")]).is_ok());
     }
 }

@@ -59,7 +59,8 @@ impl Success {
     /// The result of an attachment.
     #[must_use]
     pub fn of(attachment: &Attachment, routes: &[PodRoute]) -> Self {
-        let host = Interface { name: attachment.bridge.to_string(), mac: None, mtu: Some(attachment.mtu), sandbox: None };
+        let host =
+            Interface { name: attachment.bridge.to_string(), mac: None, mtu: Some(attachment.mtu), sandbox: None };
         let veth = Interface { name: attachment.host_side.to_string(), ..host.clone() };
         let pod = Interface {
             name: attachment.key.ifname.to_string(),
@@ -67,9 +68,7 @@ impl Success {
             mtu: Some(attachment.mtu),
             sandbox: Some(attachment.netns.clone()),
         };
-        let gateway = |net: &IpNet| {
-            routes.iter().map(|route| route.gateway).find(|gw| net.trunc().contains(gw))
-        };
+        let gateway = |net: &IpNet| routes.iter().map(|route| route.gateway).find(|gw| net.trunc().contains(gw));
         let ip = |net: &IpNet| IpConfig { address: *net, gateway: gateway(net), interface: Some(2) };
         Self {
             interfaces: vec![host, veth, pod],
@@ -212,7 +211,11 @@ mod tests {
                 sandbox: Some("/run/netns/x".to_owned()),
             }],
             ips: vec![
-                IpConfig { address: "10.0.0.2/24".parse().expect("net"), gateway: "10.0.0.1".parse().ok(), interface: Some(0) },
+                IpConfig {
+                    address: "10.0.0.2/24".parse().expect("net"),
+                    gateway: "10.0.0.1".parse().ok(),
+                    interface: Some(0),
+                },
                 IpConfig { address: "fd00::2/64".parse().expect("net"), gateway: None, interface: Some(0) },
             ],
             routes: vec![Route { dst: "0.0.0.0/0".parse().expect("net"), gw: "10.0.0.1".parse().ok() }],

@@ -33,9 +33,8 @@ pub fn parse_pools(file: Value) -> Result<Vec<Pool>, ConfigError> {
 }
 
 fn parse_pool(mut fields: Fields) -> Result<Pool, ConfigError> {
-    let name: PoolName = fields
-        .parsed("name")?
-        .ok_or_else(|| fields.missing("name", "a name for the pool, such as \"default\""))?;
+    let name: PoolName =
+        fields.parsed("name")?.ok_or_else(|| fields.missing("name", "a name for the pool, such as \"default\""))?;
     let cidr: Prefix = fields
         .parsed("cidr")?
         .ok_or_else(|| fields.missing("cidr", "the pool's addresses, such as \"10.244.0.0/16\""))?;
@@ -115,8 +114,7 @@ pub fn check_pool(pool: &Pool) -> Result<(), ConfigError> {
             ),
         );
     }
-    if let Some((prefix, what)) = unfit_for_pods().into_iter().find(|(prefix, _)| prefix.overlaps(pool.cidr))
-    {
+    if let Some((prefix, what)) = unfit_for_pods().into_iter().find(|(prefix, _)| prefix.overlaps(pool.cidr)) {
         return invalid(
             "cidr",
             pool.cidr.to_string(),
@@ -155,14 +153,10 @@ fn unfit_for_pods() -> [(Prefix, &'static str); 8] {
 /// [`ConfigError::Clash`] for the first one that it cannot live with.
 pub fn check_together<'a>(others: impl Iterator<Item = &'a Pool>, pool: &Pool) -> Result<(), ConfigError> {
     for other in others.filter(|other| other.name != pool.name) {
-        let clash = |why: String| {
-            Err(ConfigError::Clash { pool: pool.name.to_string(), with: other.name.to_string(), why })
-        };
+        let clash =
+            |why: String| Err(ConfigError::Clash { pool: pool.name.to_string(), with: other.name.to_string(), why });
         if other.cidr.overlaps(pool.cidr) {
-            return clash(format!(
-                "{} overlaps {}; choose addresses that are in no other pool",
-                pool.cidr, other.cidr
-            ));
+            return clash(format!("{} overlaps {}; choose addresses that are in no other pool", pool.cidr, other.cidr));
         }
         if let (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) = (&other.backend, &pool.backend)
             && a.vni == b.vni

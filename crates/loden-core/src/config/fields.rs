@@ -68,14 +68,8 @@ impl Fields {
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] with the given words.
-    pub fn parsed_as<T: FromStr>(
-        &mut self,
-        key: &'static str,
-        meant: &str,
-    ) -> Result<Option<T>, ConfigError> {
-        self.text(key)?
-            .map(|text| text.parse().map_err(|_| self.invalid(key, &format!("{text:?}"), meant)))
-            .transpose()
+    pub fn parsed_as<T: FromStr>(&mut self, key: &'static str, meant: &str) -> Result<Option<T>, ConfigError> {
+        self.text(key)?.map(|text| text.parse().map_err(|_| self.invalid(key, &format!("{text:?}"), meant))).transpose()
     }
 
     /// Takes yes or no.
@@ -129,10 +123,7 @@ impl Fields {
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] when it is none.
-    pub fn labels(
-        &mut self,
-        key: &'static str,
-    ) -> Result<std::collections::BTreeMap<String, String>, ConfigError> {
+    pub fn labels(&mut self, key: &'static str) -> Result<std::collections::BTreeMap<String, String>, ConfigError> {
         let Some(value) = self.take(key) else { return Ok(Default::default()) };
         let meant = "a table of texts was meant, such as { zone = \"a\" }";
         let Value::Object(map) = value else { return Err(self.invalid(key, &value, meant)) };
@@ -177,11 +168,7 @@ impl Fields {
             return Ok(());
         };
         let nearest = nearest(&key, self.known.iter().copied()).map(|known| self.name(known));
-        Err(ConfigError::UnknownKey {
-            key: self.name(&key),
-            nearest,
-            known: self.known.into_iter().collect(),
-        })
+        Err(ConfigError::UnknownKey { key: self.name(&key), nearest, known: self.known.into_iter().collect() })
     }
 
     /// An error about a key's value.

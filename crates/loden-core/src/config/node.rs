@@ -49,8 +49,7 @@ impl NodeConfig {
     /// [`ConfigError`] for the first fault.
     pub fn parse(file: Value) -> Result<Self, ConfigError> {
         let mut fields = Fields::new("", file)?;
-        let bridge =
-            IfName::new("cni0").map_err(|error| fields.invalid("bridge", &"cni0", &error.to_string()))?;
+        let bridge = IfName::new("cni0").map_err(|error| fields.invalid("bridge", &"cni0", &error.to_string()))?;
         let mut public = PerFamily::default();
         for (family, key) in [(Family::V4, "public_ip"), (Family::V6, "public_ipv6")] {
             let meant = format!("an {family} address was meant");
@@ -82,8 +81,7 @@ impl NodeConfig {
             state_dir: text(&mut fields, "state_dir", "/var/lib/loden")?,
             iface: fields.texts("iface")?,
             iface_regex: fields.text("iface_regex")?,
-            iface_can_reach: fields
-                .parsed_as("iface_can_reach", "an address was meant, such as 192.0.2.1")?,
+            iface_can_reach: fields.parsed_as("iface_can_reach", "an address was meant, such as 192.0.2.1")?,
             public,
             bridge: fields.parsed("bridge")?.unwrap_or(bridge),
             labels: fields.labels("labels")?,

@@ -74,8 +74,7 @@ pub(super) fn local(view: &View) -> Wishes {
     lingering_notices(view, &mut out);
     for family in Family::ALL {
         if view.pools.values().any(|pool| pool.cidr.family() == family) {
-            let path =
-                if family == Family::V4 { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
+            let path = if family == Family::V4 { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
             out.want(Key::Sysctl(path), Object::Sysctl(1), "forwarding");
         }
     }
@@ -236,9 +235,7 @@ pub(super) fn attachment(view: &View, key: &AttachmentKey) -> Wishes {
         return out;
     };
     let link = Link {
-        kind: LinkKind::Veth {
-            pod: Some(PodSide { netns: attachment.netns.clone(), ifname: attachment.key.ifname }),
-        },
+        kind: LinkKind::Veth { pod: Some(PodSide { netns: attachment.netns.clone(), ifname: attachment.key.ifname }) },
         mtu: mtu_pod(view).unwrap_or(attachment.mtu),
         mac: None,
         up: true,

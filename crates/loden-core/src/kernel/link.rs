@@ -151,9 +151,7 @@ impl Vxlan {
             return differ("group policy extension", &self.gbp, &actual.gbp);
         }
         match (self.local, actual.local) {
-            (Some(wanted), Some(is)) if wanted.is_ipv4() != is.is_ipv4() => {
-                differ("local address", &wanted, &is)
-            }
+            (Some(wanted), Some(is)) if wanted.is_ipv4() != is.is_ipv4() => differ("local address", &wanted, &is),
             // Without an address the device has taken the family IPv4.
             (Some(wanted), None) if wanted.is_ipv6() => differ("local address", &wanted, &"none (IPv4)"),
             _ => None,

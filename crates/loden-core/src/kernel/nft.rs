@@ -254,9 +254,8 @@ pub enum Command<'a> {
 pub fn commands<'a>(old: Option<&'a Table>, new: &'a Table) -> Vec<Command<'a>> {
     let empty = const { &Table { sets: BTreeMap::new(), chains: BTreeMap::new() } };
     let old = old.unwrap_or(empty);
-    let set_is_new = |name: &str, set: &Set| {
-        old.sets.get(name).is_none_or(|was| (was.key, was.data) != (set.key, set.data))
-    };
+    let set_is_new =
+        |name: &str, set: &Set| old.sets.get(name).is_none_or(|was| (was.key, was.data) != (set.key, set.data));
     let chain_is_new = |name: &str, chain: &Chain| old.chains.get(name).is_none_or(|was| was.hook != chain.hook);
     let mut out = Vec::new();
 

@@ -46,10 +46,7 @@ fn describe(pool: &Pool) -> String {
     let nat = if pool.nat_outgoing { "nat" } else { "no nat" };
     let backend = match &pool.backend {
         BackendConfig::Vxlan(v) => {
-            format!(
-                "vxlan vni {} port {} mtu {:?} gbp {} direct {}",
-                v.vni, v.port, v.mtu, v.gbp, v.direct_routing
-            )
+            format!("vxlan vni {} port {} mtu {:?} gbp {} direct {}", v.vni, v.port, v.mtu, v.gbp, v.direct_routing)
         }
         BackendConfig::HostGw(_) => "host-gw".to_owned(),
     };
@@ -66,10 +63,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     check_pools("[[pools]]\nname = \"p\"\n", "unknown key `pools`: did you mean `pool`?");
     check_pool("blok_len = 24", "unknown key `pool[0].blok_len`: did you mean `pool[0].block_len`?");
     check_pool("blockLen = 24", "unknown key `pool[0].blockLen`: did you mean `pool[0].block_len`?");
-    check_pool(
-        "Backend = { type = \"vxlan\" }",
-        "unknown key `pool[0].Backend`: did you mean `pool[0].backend`?",
-    );
+    check_pool("Backend = { type = \"vxlan\" }", "unknown key `pool[0].Backend`: did you mean `pool[0].backend`?");
     check_pool(
         "backend = { type = \"vxlan\", VNI = 1 }",
         "unknown key `pool[0].backend.VNI`: did you mean `pool[0].backend.vni`?",
@@ -87,10 +81,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         "unknown key `pool[0].masquerade`; known here are `backend`, `block_len`, `cidr`, `name`, \
         `nat_outgoing`, `node_selector`",
     );
-    check_pool(
-        "backend = { type = \"host-gw\", vni = 1 }",
-        "unknown key `pool[0].backend.vni`; known here are `type`",
-    );
+    check_pool("backend = { type = \"host-gw\", vni = 1 }", "unknown key `pool[0].backend.vni`; known here are `type`");
     check_pools(
         "[[pool]]\nname = \"p\"\ncdir = \"10.0.0.0/16\"\n",
         "unknown key `pool[0].cdir`: did you mean `pool[0].cidr`?",
@@ -114,10 +105,7 @@ fn a_missing_key_is_named_with_what_it_should_say() {
 fn a_value_of_the_wrong_type_is_shown_with_what_was_meant() {
     check_pools("pool = 5", "`pool` is 5: a list of tables was meant");
     check_pools("pool = [5]", "`pool[0]` is 5: a table of keys was meant");
-    check_pools(
-        "[[pool]]\nname = 5\ncidr = \"10.0.0.0/16\"\n",
-        "`pool[0].name` is 5: a text in quotes was meant",
-    );
+    check_pools("[[pool]]\nname = 5\ncidr = \"10.0.0.0/16\"\n", "`pool[0].name` is 5: a text in quotes was meant");
     check_pool("block_len = \"24\"", "`pool[0].block_len` is \"24\": a whole number from 0 to 128 was meant");
     check_pool("block_len = 24.5", "`pool[0].block_len` is 24.5: a whole number from 0 to 128 was meant");
     check_pool("nat_outgoing = \"yes\"", "`pool[0].nat_outgoing` is \"yes\": true or false was meant");
@@ -142,10 +130,7 @@ fn a_value_out_of_its_range_is_shown_with_the_range() {
     let port = "a whole number from 1 to 65535 was meant";
     check_pool(&backend("port = 0"), &format!("`pool[0].backend.port` is 0: {port}"));
     check_pool(&backend("port = 65536"), &format!("`pool[0].backend.port` is 65536: {port}"));
-    check_pool(
-        &backend("mtu = 10"),
-        "`pool[0].backend.mtu` is 10: a whole number from 68 to 65535 was meant",
-    );
+    check_pool(&backend("mtu = 10"), "`pool[0].backend.mtu` is 10: a whole number from 68 to 65535 was meant");
     let kind = "`pool[0].backend.type` is";
     check_pool("backend = { type = \"vxlna\" }", &format!("{kind} \"vxlna\": did you mean \"vxlan\"?"));
     check_pool("backend = { type = \"hostgw\" }", &format!("{kind} \"hostgw\": did you mean \"host-gw\"?"));
@@ -189,11 +174,7 @@ fn addresses_that_do_for_no_pool_are_refused() {
         "block_len = 127",
         &format!("{block_len} 127: a block needs at least four addresses: at most 126 for IPv6"),
     );
-    check(
-        "10.0.0.0/31",
-        "",
-        &format!("{block_len} 32: a block needs at least four addresses: at most 30 for IPv4"),
-    );
+    check("10.0.0.0/31", "", &format!("{block_len} 32: a block needs at least four addresses: at most 30 for IPv4"));
     let no_pod = |cidr: &str, what: &str, prefix: &str| {
         check(
             cidr,
@@ -219,10 +200,7 @@ fn pools_that_cannot_both_be_are_refused() {
         "name = \"two\"\ncidr = \"10.0.128.0/17\"\n",
         "pool two clashes with pool one: 10.0.128.0/17 overlaps 10.0.0.0/16; choose addresses that are in no other pool",
     );
-    check(
-        "name = \"one\"\ncidr = \"10.1.0.0/16\"\n",
-        "pool one clashes with pool one: the name is there twice",
-    );
+    check("name = \"one\"\ncidr = \"10.1.0.0/16\"\n", "pool one clashes with pool one: the name is there twice");
     check(
         "name = \"two\"\ncidr = \"10.1.0.0/16\"\nbackend = { type = \"vxlan\", port = 4789 }\n",
         "pool two clashes with pool one: both use VNI 1, which is one device, but with UDP ports 4789 and 8472; give them \
@@ -241,30 +219,18 @@ fn the_example_of_a_node_means_what_it_says_and_nothing_has_to_be_said() {
     assert_eq!(config.node.as_ref().map(|name| name.as_str()), Some("worker-1"));
     assert_eq!((config.store.as_str(), config.run_dir.as_str()), ("sqlite:/srv/loden.db", "/run/loden-test"));
     assert_eq!((config.state_dir.as_str(), config.bridge.as_str()), ("/srv/loden", "pods0"));
-    assert_eq!(
-        (config.iface.join(" "), config.iface_regex.as_deref()),
-        ("bond0 192.0.2.1".to_owned(), Some("^en"))
-    );
+    assert_eq!((config.iface.join(" "), config.iface_regex.as_deref()), ("bond0 192.0.2.1".to_owned(), Some("^en")));
     assert_eq!(config.iface_can_reach, Some([192, 0, 2, 254].into()));
     let dialled: Vec<_> = config.public.iter().map(|(_, addr)| addr.to_string()).collect();
     assert_eq!(dialled, ["198.51.100.7", "2001:db8::7"]);
     assert_eq!(config.labels.get("zone").map(String::as_str), Some("west"));
     assert_eq!(config.listen.map(|addr| addr.to_string()).as_deref(), Some("127.0.0.1:9476"));
-    assert_eq!(
-        (config.log_json, config.log_level.as_str(), config.resync_seconds),
-        (true, "lodend=debug", 300)
-    );
+    assert_eq!((config.log_json, config.log_level.as_str(), config.resync_seconds), (true, "lodend=debug", 300));
 
     let usual = NodeConfig::parse(from_toml("")).expect("config");
-    assert_eq!(
-        (usual.store.as_str(), usual.run_dir.as_str()),
-        ("sqlite:/var/lib/loden/loden.db", "/run/loden")
-    );
+    assert_eq!((usual.store.as_str(), usual.run_dir.as_str()), ("sqlite:/var/lib/loden/loden.db", "/run/loden"));
     assert_eq!((usual.bridge.as_str(), usual.log_json, usual.resync_seconds), ("cni0", false, 60));
-    assert_eq!(
-        (usual.node, usual.iface.is_empty(), usual.public.is_empty(), usual.listen),
-        (None, true, true, None)
-    );
+    assert_eq!((usual.node, usual.iface.is_empty(), usual.public.is_empty(), usual.listen), (None, true, true, None));
     // One interface needs no list.
     assert_eq!(NodeConfig::parse(from_toml("iface = \"eth0\"")).expect("config").iface, ["eth0"]);
 }
@@ -274,10 +240,7 @@ fn a_nodes_faults_are_answered_with_what_was_meant() {
     check_node("ifaces = \"eth0\"", "unknown key `ifaces`: did you mean `iface`?");
     check_node("rundir = \"/run\"", "unknown key `rundir`: did you mean `run_dir`?");
     check_node("iface = 5", "`iface` is 5: a text, or a list of texts, was meant");
-    check_node(
-        "iface_can_reach = \"eth0\"",
-        "`iface_can_reach` is \"eth0\": an address was meant, such as 192.0.2.1",
-    );
+    check_node("iface_can_reach = \"eth0\"", "`iface_can_reach` is \"eth0\": an address was meant, such as 192.0.2.1");
     check_node("public_ip = \"web\"", "`public_ip` is \"web\": an IPv4 address was meant");
     check_node("public_ip = \"2001:db8::1\"", "`public_ip` is 2001:db8::1: an IPv4 address was meant");
     check_node("public_ipv6 = \"192.0.2.1\"", "`public_ipv6` is 192.0.2.1: an IPv6 address was meant");
@@ -288,13 +251,7 @@ fn a_nodes_faults_are_answered_with_what_was_meant() {
     );
     check_node("log = \"jason\"", "`log` is \"jason\": \"json\" was probably meant");
     check_node("log = \"syslog\"", "`log` is \"syslog\": \"text\" or \"json\" was meant");
-    check_node(
-        "listen = \"9476\"",
-        "`listen` is \"9476\": an address with a port was meant, such as 127.0.0.1:9476",
-    );
+    check_node("listen = \"9476\"", "`listen` is \"9476\": an address with a port was meant, such as 127.0.0.1:9476");
     check_node("resync_seconds = 1", "`resync_seconds` is 1: a whole number from 5 to 86400 was meant");
-    check_node(
-        "labels = \"west\"",
-        "`labels` is \"west\": a table of texts was meant, such as { zone = \"a\" }",
-    );
+    check_node("labels = \"west\"", "`labels` is \"west\": a table of texts was meant, such as { zone = \"a\" }");
 }

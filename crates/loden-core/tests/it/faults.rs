@@ -29,9 +29,7 @@ fn check(
     let mut desired = picture::desired(&view);
     prepare(&mut view, &mut kernel);
     let name = "four".parse().expect("name");
-    let Pool { backend: BackendConfig::Vxlan(mut vxlan), .. } = view.pools[&name].clone() else {
-        panic!("VXLAN")
-    };
+    let Pool { backend: BackendConfig::Vxlan(mut vxlan), .. } = view.pools[&name].clone() else { panic!("VXLAN") };
     change(&mut vxlan);
     let pool = Pool { backend: BackendConfig::Vxlan(vxlan), ..view.pools[&name].clone() };
     let changed = view.put(&Entry { record: Record::Pool(pool), created: 1, revision: 99 });

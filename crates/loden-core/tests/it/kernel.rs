@@ -63,9 +63,7 @@ impl ModelKernel {
             key.device().map_or(Ok(()), |dev| self.needs_link(dev))?;
         }
         match new {
-            Object::Route(Via::Nexthop(dev, gateway))
-                if !self.objects.contains_key(&Key::Nexthop(*dev, *gateway)) =>
-            {
+            Object::Route(Via::Nexthop(dev, gateway)) if !self.objects.contains_key(&Key::Nexthop(*dev, *gateway)) => {
                 return Err("Nexthop id does not exist".to_owned());
             }
             Object::Route(Via::Link(dev)) => self.needs_link(*dev)?,

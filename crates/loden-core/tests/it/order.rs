@@ -29,10 +29,7 @@ fn local() -> Local {
         underlay: Some(Underlay {
             ifname: "eth0".parse().expect("name"),
             mtu: 1500,
-            addresses: PerFamily {
-                v4: Some([192, 0, 2, 1].into()),
-                v6: Some("2001:db8::1".parse().expect("address")),
-            },
+            addresses: PerFamily { v4: Some([192, 0, 2, 1].into()), v6: Some("2001:db8::1".parse().expect("address")) },
             onlink: ["192.0.2.0/24", "2001:db8::/64"].map(|p| p.parse().expect("prefix")).to_vec(),
         }),
     }
@@ -118,21 +115,19 @@ fn uid(n: u8, install: u8) -> loden_core::model::NodeUid {
 }
 
 fn block() -> impl Strategy<Value = Record> {
-    (select(vec!["four", "six", "late", "gone"]), 0..8_u8, 0..HOSTS, 0..2_u8).prop_map(
-        |(pool, k, owner, install)| {
-            let cidr = match pool {
-                "six" => format!("fd00:244:0:{k}::/64"),
-                "late" => format!("10.244.{}.0/24", 200 + k),
-                _ => format!("10.244.{k}.0/24"),
-            };
-            Record::Block(Block {
-                cidr: cidr.parse().expect("prefix"),
-                pool: pool.parse().expect("name"),
-                owner: name(owner),
-                owner_uid: uid(owner, install),
-            })
-        },
-    )
+    (select(vec!["four", "six", "late", "gone"]), 0..8_u8, 0..HOSTS, 0..2_u8).prop_map(|(pool, k, owner, install)| {
+        let cidr = match pool {
+            "six" => format!("fd00:244:0:{k}::/64"),
+            "late" => format!("10.244.{}.0/24", 200 + k),
+            _ => format!("10.244.{k}.0/24"),
+        };
+        Record::Block(Block {
+            cidr: cidr.parse().expect("prefix"),
+            pool: pool.parse().expect("name"),
+            owner: name(owner),
+            owner_uid: uid(owner, install),
+        })
+    })
 }
 
 fn record() -> impl Strategy<Value = Record> {
@@ -179,8 +174,7 @@ fn told(view: &View, desired: &Desired) -> Vec<String> {
 
 /// Compares what two say, and names only what differs.
 fn compare(ours: &[String], theirs: &[String]) -> Result<(), TestCaseError> {
-    let only =
-        |a: &[String], b: &[String]| a.iter().filter(|line| !b.contains(line)).cloned().collect::<Vec<_>>();
+    let only = |a: &[String], b: &[String]| a.iter().filter(|line| !b.contains(line)).cloned().collect::<Vec<_>>();
     prop_assert!(ours == theirs, "\n{:#?}\nand not\n{:#?}", only(ours, theirs), only(theirs, ours));
     Ok(())
 }
@@ -270,11 +264,7 @@ proptest! {
 
 /// Plans and applies until nothing is left to do. What `stays` is there after every step; only a device that has to be made
 /// anew takes with it what stands on it.
-fn reach_rest(
-    desired: &mut Desired,
-    kernel: &mut ModelKernel,
-    stays: &BTreeSet<Key>,
-) -> Result<(), TestCaseError> {
+fn reach_rest(desired: &mut Desired, kernel: &mut ModelKernel, stays: &BTreeSet<Key>) -> Result<(), TestCaseError> {
     for _ in 0..4 {
         desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
         let plan = Plan::of(desired);
@@ -290,10 +280,7 @@ fn reach_rest(
         let mut missing = Vec::new();
         kernel.apply(&plan, |now, step| {
             missing.extend(
-                stays
-                    .iter()
-                    .filter(|key| !now.objects.contains_key(key))
-                    .map(|key| format!("{key} at {step}")),
+                stays.iter().filter(|key| !now.objects.contains_key(key)).map(|key| format!("{key} at {step}")),
             );
         });
         prop_assert!(missing.is_empty() || breaks, "{:?}\n{}", missing, plan);
@@ -343,8 +330,7 @@ fn one_peer_more_among_ten_thousand_is_four_objects_and_nothing_else_is_thought_
     }
     follower.desired.update(&follower.view, &picture::everything());
     let mut kernel = ModelKernel::new("eth0");
-    kernel.objects =
-        follower.desired.map().all_desired().iter().map(|(key, w)| (*key, w.object.clone())).collect();
+    kernel.objects = follower.desired.map().all_desired().iter().map(|(key, w)| (*key, w.object.clone())).collect();
     follower.desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
     assert!(Plan::of(&follower.desired).is_empty());
 
@@ -366,8 +352,7 @@ fn one_peer_more_among_ten_thousand_is_four_objects_and_nothing_else_is_thought_
     kernel.apply(&added, |_, _| {});
     follower.desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
     records.iter().for_each(|record| follower.delete(&record.key()));
-    let removed: Vec<_> =
-        Plan::of(&follower.desired).steps.into_iter().map(|step| (step.verb, step.key)).collect();
+    let removed: Vec<_> = Plan::of(&follower.desired).steps.into_iter().map(|step| (step.verb, step.key)).collect();
     let undone: Vec<_> = added.steps.iter().rev().map(|step| (Verb::Remove, step.key)).collect();
     assert_eq!(removed, undone);
 }
@@ -415,10 +400,7 @@ fn after_a_start_nothing_is_removed_before_it_is_known_what_is_wanted() {
     faulty.put(&entry(Record::Pool(Pool { block_len: 31, ..big_pool() })));
     peer(1).into_iter().for_each(|record| drop(faulty.put(&entry(record))));
     let mut small = follower.view.clone();
-    small.set_local(Local {
-        underlay: local().underlay.map(|underlay| Underlay { mtu: 100, ..underlay }),
-        ..local()
-    });
+    small.set_local(Local { underlay: local().underlay.map(|underlay| Underlay { mtu: 100, ..underlay }), ..local() });
     for view in [without, faulty, small] {
         let mut desired = picture::desired(&view);
         desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());

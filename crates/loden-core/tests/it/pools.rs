@@ -17,9 +17,7 @@ fn view() -> View {
 
 fn pool(name: &str, cidr: &str, port: u16) -> Pool {
     let backend = json!({ "type": "vxlan", "port": port });
-    parse_pools(json!({ "pool": [{ "name": name, "cidr": cidr, "backend": backend }] }))
-        .expect("pool")
-        .remove(0)
+    parse_pools(json!({ "pool": [{ "name": name, "cidr": cidr, "backend": backend }] })).expect("pool").remove(0)
 }
 
 /// Puts pools with the revision that first wrote them, then compares what is in force and what is wrong.
@@ -107,11 +105,7 @@ fn two_pools_on_one_device_are_given_another_port_one_after_the_other() {
     }
     let after = [(1, pool("four", four, 4789)), (2, pool("six", six, 4789))];
     for order in [after.to_vec(), after.iter().rev().cloned().collect()] {
-        check(
-            &[before.to_vec(), order].concat(),
-            &["four 10.0.0.0/16 port 4789", "six fd00::/48 port 4789"],
-            &[],
-        );
+        check(&[before.to_vec(), order].concat(), &["four 10.0.0.0/16 port 4789", "six fd00::/48 port 4789"], &[]);
     }
 }
 

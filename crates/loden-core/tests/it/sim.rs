@@ -52,12 +52,7 @@ impl Sim {
             for pool in pools {
                 let cidr = pool.cidr.nth_subnet(pool.block_len, n as u128).expect("a block");
                 let owner_uid = host.view.local.uid.clone();
-                sim.write(Record::Block(Block {
-                    cidr,
-                    pool: pool.name.clone(),
-                    owner: host.name.clone(),
-                    owner_uid,
-                }));
+                sim.write(Record::Block(Block { cidr, pool: pool.name.clone(), owner: host.name.clone(), owner_uid }));
             }
             sim.hosts.push(host);
         }
@@ -72,8 +67,7 @@ impl Sim {
     pub fn write(&mut self, record: Record) {
         let key = record.key();
         let revision = self.log.len() as u64 + 1;
-        let created =
-            self.log.iter().find(|entry| entry.record.key() == key).map_or(revision, |entry| entry.created);
+        let created = self.log.iter().find(|entry| entry.record.key() == key).map_or(revision, |entry| entry.created);
         self.log.push(Entry { record, created, revision });
     }
 

@@ -92,8 +92,7 @@ fn check(configurations: &[Vec<Pool>], ops: &[Op]) {
 fn check_end(sim: &Sim, pools: &[Pool]) {
     for host in &sim.hosts {
         let uses: Vec<_> = host.desired.uses().into_iter().collect();
-        let wanted: Vec<_> =
-            pools.iter().map(|pool| (pool.name.clone(), [pool.backend.clone()].into())).collect();
+        let wanted: Vec<_> = pools.iter().map(|pool| (pool.name.clone(), [pool.backend.clone()].into())).collect();
         assert_eq!(uses, wanted, "{}", host.name);
         let problems: Vec<&Problem> = host.view.problems().chain(host.desired.problems()).collect();
         assert!(problems.is_empty(), "{}: {problems:?}", host.name);
@@ -125,8 +124,7 @@ fn tells_apart(backend: &BackendConfig) -> Option<(u32, u16)> {
 /// still on its way to the datastore and back is not among them: what a host has said and not yet heard again is not known
 /// to its view.
 fn rows() -> Vec<Vec<Vec<Pool>>> {
-    let one =
-        |backends: &[serde_json::Value]| backends.iter().map(|b| pools(std::slice::from_ref(b))).collect();
+    let one = |backends: &[serde_json::Value]| backends.iter().map(|b| pools(std::slice::from_ref(b))).collect();
     vec![
         one(&[vxlan(1, 8472), host_gw()]),
         one(&[host_gw(), vxlan(1, 8472)]),

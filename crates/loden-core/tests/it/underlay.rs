@@ -21,11 +21,7 @@ fn host() -> HostFacts {
     HostFacts {
         links: vec![
             link("lo", true, &[]),
-            link(
-                "eth0",
-                true,
-                &["192.0.2.1/24", "192.0.2.9/24", "2001:db8::bad/64 temporary", "2001:db8::1/64"],
-            ),
+            link("eth0", true, &["192.0.2.1/24", "192.0.2.9/24", "2001:db8::bad/64 temporary", "2001:db8::1/64"]),
             link("eth1", true, &["198.51.100.1/24 temporary"]),
             link("eth2", false, &["203.0.113.1/24"]),
             link("wg0", true, &[]),
@@ -40,13 +36,7 @@ fn host() -> HostFacts {
 }
 
 /// What is chosen: the link and its addresses, or why none.
-fn check(
-    iface: &[&str],
-    regex: Option<&dyn Fn(&str) -> bool>,
-    can_reach: bool,
-    public: &[&str],
-    expected: &str,
-) {
+fn check(iface: &[&str], regex: Option<&dyn Fn(&str) -> bool>, can_reach: bool, public: &[&str], expected: &str) {
     let iface: Vec<String> = iface.iter().map(ToString::to_string).collect();
     let mut dialled = PerFamily::default();
     for addr in public {
@@ -104,13 +94,7 @@ fn the_first_way_given_that_finds_a_link_wins() {
         &format!("no interface fits iface \"nope\" or iface_regex; {present}"),
     );
     check(&["eth2"], None, false, &[], "interface eth2 is down: set it up, or name another with `iface`");
-    check(
-        &["wg0"],
-        None,
-        false,
-        &[],
-        "interface wg0 has no global address yet; it is used as soon as it has one",
-    );
+    check(&["wg0"], None, false, &[], "interface wg0 has no global address yet; it is used as soon as it has one");
 }
 
 #[test]

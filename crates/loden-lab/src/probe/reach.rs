@@ -57,7 +57,8 @@ pub fn all(lab: &Lab) -> Result<Vec<Probe>, LabError> {
     // Every sender is a thread of its own: what does not answer costs its patience once.
     let results: Vec<Result<Vec<Probe>, LabError>> = std::thread::scope(|scope| {
         let senders = ends.iter().filter(|from| from.host.is_some());
-        let threads: Vec<_> = senders.map(|from| scope.spawn(|| from_one(lab, from, &ends, &spaces[&from.name]))).collect();
+        let threads: Vec<_> =
+            senders.map(|from| scope.spawn(|| from_one(lab, from, &ends, &spaces[&from.name]))).collect();
         let joined = threads.into_iter().map(|thread| thread.join());
         joined.map(|done| done.unwrap_or_else(|_| Err(LabError::system("probes", "a thread panicked")))).collect()
     });
@@ -134,8 +135,7 @@ fn ends(lab: &Lab) -> Vec<End> {
         host: Some(host.name.clone()),
         is_pod: false,
     });
-    let outside =
-        End { name: OUTSIDE.to_owned(), addresses: lab.outside(), mtu, host: None, is_pod: false };
+    let outside = End { name: OUTSIDE.to_owned(), addresses: lab.outside(), mtu, host: None, is_pod: false };
     pods.chain(hosts).chain([outside]).collect()
 }
 

@@ -98,7 +98,11 @@ fn receive(socket: &UdpSocket, is_over: &AtomicBool) -> Report {
         match socket.recv(&mut bytes) {
             Ok(8) => {
                 let number = u64::from_be_bytes(bytes[..8].try_into().unwrap_or_default());
-                if seen.insert(number) { report.received += 1 } else { report.doubled += 1 }
+                if seen.insert(number) {
+                    report.received += 1
+                } else {
+                    report.doubled += 1
+                }
                 report.reordered += u64::from(highest.is_some_and(|highest| number < highest));
                 highest = highest.max(Some(number));
                 let gap = u64::try_from(last.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -97,16 +97,12 @@ impl Socket {
         // SAFETY: the descriptor was made just now and belongs to nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK, libc::NETLINK_GET_STRICT_CHK] {
-            set_option(&fd, libc::SOL_NETLINK, option, 1)
-                .map_err(|error| LinuxError::system(what(), error))?;
+            set_option(&fd, libc::SOL_NETLINK, option, 1).map_err(|error| LinuxError::system(what(), error))?;
         }
-        for (force, plain) in
-            [(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF), (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)]
-        {
+        for (force, plain) in [(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF), (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)] {
             // In a user namespace the limit of the host cannot be passed; a smaller buffer only means more sends.
             if set_option(&fd, libc::SOL_SOCKET, force, BUFFER).is_err() {
-                set_option(&fd, libc::SOL_SOCKET, plain, BUFFER)
-                    .map_err(|error| LinuxError::system(what(), error))?;
+                set_option(&fd, libc::SOL_SOCKET, plain, BUFFER).map_err(|error| LinuxError::system(what(), error))?;
             }
         }
         let timeout = libc::timeval { tv_sec: PATIENCE.as_secs().cast_signed(), tv_usec: 0 };

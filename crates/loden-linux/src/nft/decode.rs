@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use loden_core::kernel::nft::{
-    Chain, ChainKind, Element, Hook, HookPoint, Rule, Set, SetData, SetKey, Verdict,
-};
+use loden_core::kernel::nft::{Chain, ChainKind, Element, Hook, HookPoint, Rule, Set, SetData, SetKey, Verdict};
 use loden_core::model::{Family, Prefix};
 
 use super::encode::{DATA_VERDICT, INTERVAL_END, TYPE_V6, set_flag};
@@ -96,11 +94,11 @@ pub fn chain(attrs: Attrs<'_>) -> Option<(String, Chain)> {
 
 /// A rule, known by its comment; one without a comment of loden's has a digest that no wanted rule has.
 pub fn rule(attrs: Attrs<'_>) -> Rule {
-    attrs
-        .find(7)
-        .and_then(comment)
-        .and_then(Rule::from_kernel_comment)
-        .unwrap_or_else(|| Rule { comment: "a rule that loden did not write".to_owned(), exprs: Vec::new(), digest: 0 })
+    attrs.find(7).and_then(comment).and_then(Rule::from_kernel_comment).unwrap_or_else(|| Rule {
+        comment: "a rule that loden did not write".to_owned(),
+        exprs: Vec::new(),
+        digest: 0,
+    })
 }
 
 /// The comment among libnftables' user data: (type, length, text) one behind the other; type 0 is the comment.

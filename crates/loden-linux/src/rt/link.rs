@@ -256,9 +256,7 @@ fn parse_kind(info: Option<Attrs<'_>>) -> (LinkKind, Option<u32>) {
             };
             (LinkKind::Vxlan(vxlan), number(ifla::VXLAN_LINK).filter(|index| *index != 0))
         }
-        "bridge" => {
-            (LinkKind::Bridge(Bridge { mcast_snooping: byte(ifla::BR_MCAST_SNOOPING) == Some(1) }), None)
-        }
+        "bridge" => (LinkKind::Bridge(Bridge { mcast_snooping: byte(ifla::BR_MCAST_SNOOPING) == Some(1) }), None),
         "veth" => (LinkKind::Veth { pod: None }, None),
         other => (LinkKind::Other(other.to_owned()), None),
     }

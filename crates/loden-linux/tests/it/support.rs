@@ -89,15 +89,18 @@ pub fn view(peers: u32) -> View {
     let mut view = View::new(local);
     let put = |view: &mut View, record| view.put(&Entry { record, created: 1, revision: 1 });
     for (name, cidr, block_len) in [("p4", "10.64.0.0/10", 24), ("p6", "fd64::/32", 64)] {
-        put(&mut view, Record::Pool(Pool {
-            name: name.parse().expect("name"),
-            cidr: cidr.parse().expect("cidr"),
-            block_len,
-            backend: BackendConfig::Vxlan(VxlanConfig::default()),
-            nat_outgoing: true,
-            node_selector: Default::default(),
-            unknown: Default::default(),
-        }));
+        put(
+            &mut view,
+            Record::Pool(Pool {
+                name: name.parse().expect("name"),
+                cidr: cidr.parse().expect("cidr"),
+                block_len,
+                backend: BackendConfig::Vxlan(VxlanConfig::default()),
+                nat_outgoing: true,
+                node_selector: Default::default(),
+                unknown: Default::default(),
+            }),
+        );
     }
     for n in 0..=peers {
         let name: NodeName = format!("n{n}").parse().expect("name");
@@ -105,24 +108,35 @@ pub fn view(peers: u32) -> View {
         let v4 = IpAddr::from((0xc0a8_0701_u32 + n).to_be_bytes());
         let v6 = IpAddr::from((0xfd07_u128 << 112 | u128::from(n + 1)).to_be_bytes());
         let vni = Vni::new(1).expect("vni");
-        let receive = |underlay, tag: &str| Receive::Vxlan { vni, underlay, mac: Mac::derived(&[tag, name.as_str()]), port: 8472 };
-        put(&mut view, Record::Node(Node {
-            name: name.clone(),
-            uid: uid.clone(),
-            underlay: PerFamily { v4: Some(v4), v6: Some(v6) },
-            labels: Default::default(),
-            receives: vec![receive(Family::V4, "4"), receive(Family::V6, "6")],
-            sends: Default::default(),
-            unknown: Default::default(),
-        }));
+        let receive = |underlay, tag: &str| Receive::Vxlan {
+            vni,
+            underlay,
+            mac: Mac::derived(&[tag, name.as_str()]),
+            port: 8472,
+        };
+        put(
+            &mut view,
+            Record::Node(Node {
+                name: name.clone(),
+                uid: uid.clone(),
+                underlay: PerFamily { v4: Some(v4), v6: Some(v6) },
+                labels: Default::default(),
+                receives: vec![receive(Family::V4, "4"), receive(Family::V6, "6")],
+                sends: Default::default(),
+                unknown: Default::default(),
+            }),
+        );
         for (pool, cidr, len) in [("p4", "10.64.0.0/10", 24), ("p6", "fd64::/32", 64)] {
             let pool_cidr: Prefix = cidr.parse().expect("cidr");
-            put(&mut view, Record::Block(Block {
-                cidr: pool_cidr.nth_subnet(len, u128::from(n)).expect("room"),
-                pool: pool.parse().expect("name"),
-                owner: name.clone(),
-                owner_uid: uid.clone(),
-            }));
+            put(
+                &mut view,
+                Record::Block(Block {
+                    cidr: pool_cidr.nth_subnet(len, u128::from(n)).expect("room"),
+                    pool: pool.parse().expect("name"),
+                    owner: name.clone(),
+                    owner_uid: uid.clone(),
+                }),
+            );
         }
     }
     view

@@ -80,8 +80,7 @@ impl Database {
             });
         }
         self.connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA cache_size = -512").map_err(fail)?;
-        let transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
         let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
         match found {
             0 => {
@@ -195,14 +194,17 @@ impl Database {
         self.still_there()?;
         let (path, boot) = (self.path.clone(), self.boot.clone());
         let fail = |error| sql_error(&path, error);
-        let next = "SELECT min(CASE WHEN boot = ?1 THEN expires_ms ELSE 0 END) FROM records WHERE expires_ms IS NOT NULL";
+        let next =
+            "SELECT min(CASE WHEN boot = ?1 THEN expires_ms ELSE 0 END) FROM records WHERE expires_ms IS NOT NULL";
         let due: Option<i64> = self.connection.query_row(next, [&boot], |row| row.get(0)).map_err(fail)?;
         if due.is_none_or(|due| due > clock::now_ms()) {
             return Ok(due);
         }
         self.write(|transaction, _, _| {
             let over: Vec<String> = transaction
-                .prepare_cached("SELECT key FROM records WHERE expires_ms IS NOT NULL AND (boot <> ?1 OR expires_ms <= ?2)")
+                .prepare_cached(
+                    "SELECT key FROM records WHERE expires_ms IS NOT NULL AND (boot <> ?1 OR expires_ms <= ?2)",
+                )
                 .and_then(|mut statement| {
                     statement.query_map(params![boot, clock::now_ms()], |row| row.get(0))?.collect()
                 })
@@ -353,12 +355,7 @@ fn remove(transaction: &Transaction<'_>, key: &str) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn note(
-    transaction: &Transaction<'_>,
-    revision: i64,
-    key: &Key,
-    value: Option<(&str, i64)>,
-) -> rusqlite::Result<()> {
+fn note(transaction: &Transaction<'_>, revision: i64, key: &Key, value: Option<(&str, i64)>) -> rusqlite::Result<()> {
     let sql = "INSERT INTO changes VALUES (?1, ?2, ?3, ?4)";
     let (value, created) = value.unzip();
     transaction.execute(sql, params![revision, key.to_string(), value, created])?;
@@ -375,7 +372,8 @@ fn revision(connection: &Connection) -> rusqlite::Result<u64> {
 }
 
 fn next_revision(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
-    let sql = "UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE name = 'revision' RETURNING CAST(value AS INTEGER)";
+    let sql =
+        "UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE name = 'revision' RETURNING CAST(value AS INTEGER)";
     transaction.prepare_cached(sql)?.query_row([], |row| row.get(0)).map(unsigned)
 }
 

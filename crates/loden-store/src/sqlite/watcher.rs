@@ -109,7 +109,8 @@ impl Watcher {
                 return Err(io_error(&self.path, &"the file was removed or replaced"));
             }
             let log = [file.as_encoded_bytes(), b"-wal"].concat();
-            is_ours |= is_file || name == log || Some(name.as_slice()) == bell.file_name().map(|n| n.as_encoded_bytes());
+            is_ours |=
+                is_file || name == log || Some(name.as_slice()) == bell.file_name().map(|n| n.as_encoded_bytes());
         }
     }
 }

@@ -1,0 +1,63 @@
+//! What an agent costs at rest: resident memory with 3 nodes and with 10,000, and processor time while nothing happens.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use loden_lab::{Lab, Topology};
+
+use super::Row;
+use crate::shell;
+
+/// How long the agent is watched while nothing happens.
+const REST: Duration = Duration::from_secs(20);
+/// The kernel's ticks a second (`sysconf(_SC_CLK_TCK)`, 100 on every Linux).
+const TICKS: f64 = 100.0;
+
+/// A lab of three hosts, at rest.
+pub fn run() -> Result<Vec<Row>> {
+    let binaries = shell::build(true)?;
+    let topology =
+        Topology::parse(&include_str!("../../../labs/topologies/flat3.toml").replace("\"flat3\"", "\"bench-agent\""))?;
+    let dir = Path::new(loden_lab::lab::LABS).join("bench-agent");
+    let lab = Lab::up(&topology, &dir, binaries, false, &mut |step| shell::say(&format!("· {step}")))?;
+    let measured = measure(&lab);
+    lab.down()?;
+    let (memory, idle) = measured?;
+    let row = |name, ours: f64, peer: f64, unit, against| Row {
+        name,
+        ours,
+        peer,
+        unit,
+        ratio: peer / ours.max(f64::EPSILON),
+        floor: 1.0,
+        goal: 1.0,
+        runs: 1,
+        against,
+    };
+    Ok(vec![
+        row("rss_3_nodes", memory, 20.0, "MB", "the bound of 20 MB"),
+        row("idle_cpu", idle, 0.1, "%", "the bound of 0.1 % of a core"),
+    ])
+}
+
+fn measure(lab: &Lab) -> Result<(f64, f64)> {
+    let pid = lab.agent("host1")?.pid().context("the agent of host1 does not run")?.as_raw_nonzero();
+    let ticks = || -> Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let behind = stat.rsplit(')').next().unwrap_or_default();
+        let fields: Vec<f64> = behind.split_whitespace().skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
+        Ok(fields.iter().sum())
+    };
+    thread::sleep(Duration::from_secs(2));
+    let before = ticks()?;
+    shell::say(&format!("· at rest for {} s", REST.as_secs()));
+    thread::sleep(REST);
+    let idle = (ticks()? - before) / TICKS / REST.as_secs_f64() * 100.0;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+    let kilobytes: f64 = line.split_whitespace().nth(1).context("no VmRSS")?.parse()?;
+    Ok((kilobytes / 1000.0, idle))
+}

@@ -1,0 +1,67 @@
+//! Running programs, and talking to the person in front.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use loden_lab::Binaries;
+
+/// The top of the workspace.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+}
+
+/// A line for the person.
+pub fn say(line: &str) {
+    // Nobody is left to tell when standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// A line for programs.
+pub fn print(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("standard output")
+}
+
+/// `cargo`, in the workspace.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    command
+}
+
+/// Builds the programs that a lab runs, and says where they are.
+pub fn build(release: bool) -> Result<Binaries> {
+    let mut args = vec!["build", "--quiet", "-p", "loden-cli", "-p", "loden-agent", "-p", "loden-cni"];
+    if release {
+        args.push("--release");
+    }
+    let status = cargo(&args).status().context("cargo build")?;
+    if !status.success() {
+        bail!("cargo build failed");
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(Binaries::in_dir(&target.join(if release { "release" } else { "debug" })))
+}
+
+/// Runs a program with this one's input and output.
+pub fn pass_through(program: &Path, args: impl Iterator<Item = String>) -> Result<()> {
+    let status = Command::new(program).args(args).status().with_context(|| program.display().to_string())?;
+    if status.success() { Ok(()) } else { bail!("{} ended with {status}", program.display()) }
+}
+
+/// Whether a program is to be found.
+pub fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
+    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(program).exists())
+}
+
+/// Runs a program and gives its output; its words when it fails.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
