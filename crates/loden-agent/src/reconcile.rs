@@ -209,12 +209,13 @@ impl<K: Kernel> Reconciler<K> {
                 break;
             }
             let plan = Plan::of(&self.desired);
-            self.refused = plan.refused;
             if plan.steps.is_empty() {
+                self.refused = plan.refused;
                 self.failures.clear();
                 break;
             }
-            let links_changed = self.apply(&plan.steps, &mut round);
+            let links_changed = self.apply(plan.stage(), &mut round);
+            self.refused = plan.refused;
             if !links_changed {
                 break;
             }

@@ -89,6 +89,21 @@ impl Plan {
         plan
     }
 
+    /// The steps that may be taken on what is known now. Where links are made or changed that is all up to the links
+    /// and their addresses: what hangs on a link goes or comes with it, so the rest is planned anew when they are there.
+    #[must_use]
+    pub fn stage(&self) -> &[Step] {
+        let makes_links = self.steps.iter().any(|step| step.verb != Verb::Remove && step.key.sort() == Sort::Link);
+        if !makes_links {
+            return &self.steps;
+        }
+        let is_early = |step: &Step| {
+            step.key.sort() == Sort::Nft || (step.verb != Verb::Remove && step.key.sort() <= Sort::Address)
+        };
+        let end = self.steps.iter().position(|step| !is_early(step)).unwrap_or(self.steps.len());
+        &self.steps[..end]
+    }
+
     /// Whether there is nothing to do. Refusals do not count: they do not go away by doing.
     #[must_use]
     pub fn is_empty(&self) -> bool {

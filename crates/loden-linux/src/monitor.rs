@@ -151,11 +151,9 @@ fn translate(
             }
         }
         // A nexthop's number is the driver's business: what it led to is known there alone.
-        nexthop::NEW | nexthop::DEL if !is_own => {
-            if nexthop::parse(message.payload).is_some_and(|seen| seen.ours) {
-                report(Event::Stale(Sort::Nexthop));
-                report(Event::Stale(Sort::Route));
-            }
+        nexthop::NEW | nexthop::DEL if !is_own && nexthop::parse(message.payload).is_some_and(|seen| seen.ours) => {
+            report(Event::Stale(Sort::Nexthop));
+            report(Event::Stale(Sort::Route));
         }
         route::NEW | route::DEL if !is_own => {
             let Some(seen) = route::parse(message.payload) else { return };

@@ -14,7 +14,7 @@ use loden_core::model::{
     BackendConfig, Block, Entry, Family, Mac, Node, NodeName, PerFamily, Pool, Prefix, Receive, Record, Vni,
     VxlanConfig,
 };
-use loden_core::plan::Plan;
+use loden_core::plan::{Plan, Step};
 use loden_core::underlay::Underlay;
 use loden_core::view::{Changed, Local, View};
 use loden_linux::netlink::{Protocol, Socket, Writer};
@@ -89,10 +89,10 @@ fn loden_form() -> Result<(Duration, Duration, Duration)> {
             break;
         }
         let begun = Instant::now();
-        apply(&mut kernel, &mut desired, &plan)?;
+        apply(&mut kernel, &mut desired, plan.stage())?;
         applied += begun.elapsed();
-        // Only what is looked at a second time because a link was made.
-        if !plan.steps.iter().any(|step| step.key.sort() == Sort::Link) {
+        // As the agent does: what hangs on a link is planned when the link is there.
+        if plan.stage().len() == plan.steps.len() {
             break;
         }
     }
@@ -105,12 +105,12 @@ fn loden_form() -> Result<(Duration, Duration, Duration)> {
     }
     desired.update(&view, &changed);
     let plan = Plan::of(&desired);
-    apply(&mut kernel, &mut desired, &plan)?;
+    apply(&mut kernel, &mut desired, &plan.steps)?;
     Ok((whole, applied, began.elapsed()))
 }
 
-fn apply(kernel: &mut LinuxKernel, desired: &mut Desired, plan: &Plan) -> Result<()> {
-    for (step, result) in plan.steps.iter().zip(kernel.apply(&plan.steps)) {
+fn apply(kernel: &mut LinuxKernel, desired: &mut Desired, steps: &[Step]) -> Result<()> {
+    for (step, result) in steps.iter().zip(kernel.apply(steps)) {
         result?;
         desired.noted(step.key, step.new.clone());
     }

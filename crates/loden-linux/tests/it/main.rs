@@ -1,4 +1,6 @@
 //! The driver on the real kernel: each test in a network namespace of its own. Needs root (or root in a user namespace).
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
+
 mod peers;
 mod support;
