@@ -18,14 +18,6 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
     let path = call.environment.netns.clone().unwrap_or_default();
     let netns = open_netns(call, &path)?;
     let node = call.node(Code::TryAgain)?;
-    let exists = veth::exists_in(&netns, key.ifname)
-        .map_err(|error| failed(format!("the pod's namespace {path} cannot be looked at"), &error))?;
-    if exists {
-        return Err(CniError::new(
-            Code::InvalidEnvironment,
-            format!("CNI_IFNAME: the pod has an interface {} already", key.ifname),
-        ));
-    }
     fault::point("add-begun");
     let ledger = call.ledger();
     let mut reservation =
@@ -53,8 +45,16 @@ fn make(
     routes: &[attach::PodRoute],
     netns: &NetNs,
 ) -> Result<(), CniError> {
-    veth::create(&reservation.attachment, routes, netns)
-        .map_err(|error| failed("the pod's interface cannot be made", &error))?;
+    veth::create(&reservation.attachment, routes, netns).map_err(|error| {
+        // Looked at only now: an ADD that succeeds need not ask.
+        match veth::exists_in(netns, reservation.attachment.key.ifname) {
+            Ok(true) => CniError::new(
+                Code::InvalidEnvironment,
+                format!("CNI_IFNAME: the pod has an interface {} already", reservation.attachment.key.ifname),
+            ),
+            _ => failed("the pod's interface cannot be made", &error),
+        }
+    })?;
     fault::point("add-made");
     call.ledger().complete(reservation).map_err(|error| failed("the attachment cannot be written down", &error))
 }

@@ -8,6 +8,8 @@ use loden_core::model::PerFamily;
 use loden_linux::netns::{self, NetNs};
 use loden_linux::run_dir::{make_dir, read_json, write_atomically, write_json};
 use loden_linux::spawn;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -84,6 +86,9 @@ impl Lab {
             ));
         }
         make_dir(dir).map_err(LabError::linux("the lab's directory"))?;
+        // `/run` is a tmpfs on a host, and so it is on a lab's.
+        mount("tmpfs", dir, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0700"))
+            .map_err(|error| LabError::system(format!("tmpfs on {}", dir.display()), error))?;
         let hosts = topology.hosts.iter().map(|host| {
             let mut addresses = PerFamily::default();
             host.addresses.iter().for_each(|(family, net)| addresses.set(family, net.addr()));
@@ -284,6 +289,10 @@ impl Lab {
         let dir = self.dir.join("netns");
         for name in list_files(&dir) {
             errors.extend(netns::remove(&dir.join(&name)).err().map(LabError::linux(format!("namespace {name}"))));
+        }
+        match unmount(&self.dir, UnmountFlags::DETACH) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => errors.push(LabError::system(format!("tmpfs on {}", self.dir.display()), error)),
         }
         if let Err(error) = fs::remove_dir_all(&self.dir)
             && error.kind() != std::io::ErrorKind::NotFound
