@@ -4,11 +4,13 @@
 //! watch. When the store is away everything stays as it is, and it is tried again with growing pauses.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use loden_core::model::{Block, Entry, Key, Lease, Node, NodeName, NodeUid, PerFamily, Pool, PoolName, Prefix, Record};
 use loden_core::view::Problem;
+use loden_linux::run_dir;
 use loden_store::{Change, Expect, Store, StoreError, Watch};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -34,6 +36,8 @@ pub struct Identity {
     pub instance: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Where the identity of the datastore is kept, so that another one is not taken for it.
+    pub store_id_file: PathBuf,
 }
 
 /// What the kernel's side knows that the store's side publishes or needs.
@@ -142,6 +146,7 @@ impl Cluster {
 
     async fn begin(&mut self) -> Result<Watch, StoreError> {
         let listing = self.store.list().await?;
+        self.know_store(&listing.id)?;
         let watch = self.store.watch(listing.revision).await?;
         self.pools.clear();
         self.own_blocks.clear();
@@ -158,6 +163,25 @@ impl Cluster {
         });
         (self.deliver)(News::Listing(listing.entries));
         Ok(watch)
+    }
+
+    /// An empty store in the place of the cluster's would be an order to clear every kernel: a store is followed only if
+    /// it is the one that was followed before.
+    fn know_store(&self, id: &str) -> Result<(), StoreError> {
+        let path = &self.identity.store_id_file;
+        let fail = |cause: String| StoreError::Unavailable { place: path.display().to_string(), cause };
+        match std::fs::read_to_string(path) {
+            Ok(known) if known.trim() == id => Ok(()),
+            Ok(known) => Err(fail(format!(
+                "the datastore is another one (identity {id}) than this node has followed ({}): nothing is taken from it. \
+                 Bring the former back; if the new one is meant, remove this file",
+                known.trim()
+            ))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                run_dir::write_atomically(path, id.as_bytes()).map_err(|error| fail(error.to_string()))
+            }
+            Err(error) => Err(fail(error.to_string())),
+        }
     }
 
     async fn follow(&mut self, mut watch: Watch) -> Result<std::convert::Infallible, StoreError> {

@@ -108,7 +108,8 @@ fn run(args: &Args) -> Result<(), AgentError> {
         .map_err(fail)?
         .map_err(|holder| AgentError::SecondAgent { run_dir: config.run_dir.clone().into(), holder })?;
     let uid = identity::node_uid(Path::new(&config.state_dir))?;
-    let who = Identity { node, uid, instance: identity::instance()?, labels: config.labels.clone() };
+    let store_id_file = Path::new(&config.state_dir).join("store-id");
+    let who = Identity { node, uid, instance: identity::instance()?, labels: config.labels.clone(), store_id_file };
     tracing::info!(node = %who.node, uid = %who.uid, store = config.store, "lodend {}", env!("CARGO_PKG_VERSION"));
 
     let finder = Finder::new(&config, &args.config)?;

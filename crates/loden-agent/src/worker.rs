@@ -12,6 +12,7 @@ use loden_core::cni::{NodeBlock, NodeFile};
 use loden_core::kernel::Event;
 use loden_core::model::IfName;
 use loden_core::view::{Local, Problem};
+use loden_linux::ledger::Ledger;
 use loden_linux::nft::Ownership;
 use loden_linux::run_dir::RunDir;
 use loden_linux::{LinuxKernel, veth};
@@ -33,6 +34,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Parked veths are deleted together: one deletion costs the kernel a grace period, a hundred at once not much more.
 const REAP_EVERY: Duration = Duration::from_millis(50);
+
+/// How long after an unfinished attachment was seen it is looked whether its ADD still lives.
+const SWEEP_AFTER: Duration = Duration::from_secs(1);
 
 /// What comes in.
 #[derive(Debug)]
@@ -99,6 +103,8 @@ struct Loop {
     retry: Option<(Instant, Duration)>,
     next_resync: Instant,
     reap: Option<Instant>,
+    /// When to look for what killed ADDs left.
+    sweep: Option<Instant>,
     is_underlay_stale: bool,
 }
 
@@ -114,6 +120,7 @@ impl Worker {
             next_resync: Instant::now() + self.resync,
             // What a former agent left parked is reaped at once.
             reap: Some(Instant::now()),
+            sweep: Some(Instant::now()),
             is_underlay_stale: true,
         };
         loop {
@@ -148,7 +155,7 @@ impl Worker {
             earliest.max(since + BREATH)
         });
         let retry = state.retry.map(|(at, _)| at);
-        [gathered, retry, state.reap].into_iter().flatten().fold(state.next_resync, Instant::min)
+        [gathered, retry, state.reap, state.sweep].into_iter().flatten().fold(state.next_resync, Instant::min)
     }
 
     /// Takes in one message; says whether it calls for a round.
@@ -179,6 +186,9 @@ impl Worker {
             Inbox::Attached((attachments, unreadable)) => {
                 state.around.host.retain(|problem| problem.subject != "attachments");
                 state.around.host.extend(unreadable.iter().map(|error| Problem::new("attachments", error.to_string())));
+                if attachments.values().any(|attachment| !attachment.complete) {
+                    state.sweep.get_or_insert_with(|| Instant::now() + SWEEP_AFTER);
+                }
                 reconciler.attachments(attachments);
                 reconciler.is_due()
             }
@@ -199,11 +209,16 @@ impl Worker {
                 tracing::warn!(%error, "parked veths cannot be deleted; it is tried again at the next one");
             }
         }
+        if state.sweep.is_some_and(|at| at <= now) {
+            state.sweep = None;
+            self.sweep(reconciler);
+        }
         if state.next_resync <= now {
             // A tenth more or less, by the clock's own noise, so that nodes do not move in step.
             let noise = now.elapsed().subsec_nanos() % 200;
             state.next_resync = now + self.resync * (900 + noise) / 1000;
             state.is_underlay_stale = true;
+            state.sweep.get_or_insert(now);
             reconciler.resync();
             state.waiting_since.get_or_insert(now);
         }
@@ -234,6 +249,17 @@ impl Worker {
         state.around.last_round_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.metrics.round(&round, took, Duration::from_millis(reconciler.events.uptime_ms()));
         self.tell(reconciler, state);
+    }
+
+    /// Undoes what ADDs left that were killed. One that is under way holds a lock and is passed by.
+    fn sweep(&self, reconciler: &mut Reconciler<LinuxKernel>) {
+        match Ledger::new(self.run_dir.clone()).sweep() {
+            Ok(swept) => swept.iter().for_each(|key| {
+                let text = "its ADD was killed; its interface and addresses are free again".to_owned();
+                reconciler.events.push("sweep", &format!("attachment {key}"), text);
+            }),
+            Err(error) => tracing::warn!(%error, "what killed ADDs left cannot be swept; it is tried again"),
+        }
     }
 
     fn find_underlay(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
@@ -359,13 +385,12 @@ pub fn listen(
     inbox: Sender<Inbox>,
     underlay: Arc<Mutex<Option<IfName>>>,
 ) -> Result<(), loden_linux::LinuxError> {
-    let ports = [kernel.port(), kernel.nft().port()];
-    let mut monitor = loden_linux::monitor::Monitor::open(ports)?;
+    let mut monitor = loden_linux::monitor::Monitor::open(kernel)?;
     let work = move || {
         loop {
             let name = underlay.lock().ok().and_then(|name| *name);
             let mut is_open = true;
-            let waited = monitor.wait(name, |event| is_open &= inbox.send(Inbox::Kernel(event)).is_ok());
+            let waited = monitor.wait(None, name, |event| is_open &= inbox.send(Inbox::Kernel(event)).is_ok());
             if !is_open {
                 return;
             }

@@ -12,5 +12,8 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     fault::point("del-begun");
     veth::park(attach::host_side(&key)).map_err(|error| failed(format!("{key} cannot be detached"), &error))?;
     fault::point("del-parked");
-    call.ledger().release(&key).map_err(|error| failed(format!("the addresses of {key} cannot be freed"), &error))
+    let freed = call.ledger().release(&key);
+    freed.map_err(|error| failed(format!("the addresses of {key} cannot be freed"), &error))?;
+    fault::point("del-freed");
+    Ok(())
 }

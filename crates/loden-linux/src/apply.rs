@@ -1,8 +1,10 @@
 //! Carries steps out: runs of one sort as one batch, with a result for each step.
 
-use loden_core::kernel::link::LinkKind;
-use loden_core::kernel::{KernelError, Key, Object, Via};
-use loden_core::model::{IfName, Prefix};
+mod taken;
+
+use loden_core::kernel::link::{Link, LinkKind};
+use loden_core::kernel::{KernelError, Key, Object, Observed, Sort, Via};
+use loden_core::model::IfName;
 use loden_core::plan::{Step, Verb};
 
 use crate::error::LinuxError;
@@ -52,37 +54,69 @@ impl LinuxKernel {
             _ => None,
         };
         let (new, old) = (of(&step.new), of(&step.old));
-        self.writer.clear();
+        let numbers = new.as_deref().map(|new| self.hangs_on(new)).transpose()?;
         if matches!(step.verb, Verb::Remove | Verb::Recreate) {
-            link::delete(&mut self.writer, name);
+            forgive(Verb::Remove, self.send(|w| link::delete(w, name)))?;
+            self.index.remove_link(name);
         }
-        if let Some(new) = &new {
-            let number = |name: Option<IfName>| match name {
-                None => Ok(None),
-                Some(name) => self.index.number(name).map(Some).ok_or_else(|| no_link(name)),
-            };
-            let underlay = number(match &new.kind {
-                LinkKind::Vxlan(vxlan) => vxlan.underlay,
-                _ => None,
-            })?;
-            let master = number(new.master)?;
-            match (&old, step.verb) {
-                (Some(old), Verb::Change) => link::change(&mut self.writer, name, new, old, underlay, master),
-                _ => link::create(&mut self.writer, name, new, underlay, master),
+        let (Some(new), Some((underlay, master))) = (new, numbers) else { return Ok(()) };
+        match old.filter(|_| step.verb == Verb::Change) {
+            Some(old) => self.change_link(name, &new, &old, underlay, master)?,
+            None => {
+                // By itself: should somebody else's link have come between, what follows must not touch it.
+                self.send(|w| link::create(w, name, &new, underlay, master))?;
+                // A kernel without IPv6 makes up no address.
+                forgive_errno(libc::EAFNOSUPPORT, self.send(|w| link::no_made_up_address(w, name)))?;
+                if new.up {
+                    self.send(|w| link::set_up(w, name, true))?;
+                }
             }
         }
-        let outcomes = self.socket.batch(&mut self.writer)?;
-        outcomes.into_iter().collect::<Outcome>()?;
-        self.index.remove_link(name);
-        if let Some(new) = new {
-            if let (LinkKind::Veth { pod: Some(pod) }, Some(old)) = (&new.kind, &old)
-                && new.mtu != old.mtu
-            {
-                set_mtu_in_pod(&pod.netns, pod.ifname, new.mtu)?;
-            }
-            self.learn_number(name, matches!(new.kind, LinkKind::Vxlan(_)))?;
+        self.learn_number(name, matches!(new.kind, LinkKind::Vxlan(_)))
+    }
+
+    /// The pod's end of a veth pair follows the host's: it shrinks before and grows after, so that nothing is sent that the
+    /// other end would drop.
+    fn change_link(
+        &mut self,
+        name: IfName,
+        new: &Link,
+        old: &Link,
+        underlay: Option<u32>,
+        master: Option<u32>,
+    ) -> Outcome {
+        let pod = match &new.kind {
+            LinkKind::Veth { pod: Some(pod) } if new.mtu != old.mtu => Some(pod),
+            _ => None,
+        };
+        if let Some(pod) = pod.filter(|_| new.mtu < old.mtu) {
+            set_mtu_in_pod(&pod.netns, pod.ifname, new.mtu)?;
         }
-        Ok(())
+        self.send(|w| link::change(w, name, new, old, underlay, master))?;
+        match pod.filter(|_| new.mtu > old.mtu) {
+            Some(pod) => set_mtu_in_pod(&pod.netns, pod.ifname, new.mtu),
+            None => Ok(()),
+        }
+    }
+
+    /// The numbers of the links that a link hangs on: its underlay and its master.
+    fn hangs_on(&self, link: &Link) -> Result<(Option<u32>, Option<u32>), LinuxError> {
+        let number = |name: Option<IfName>| match name {
+            None => Ok(None),
+            Some(name) => self.index.number(name).map(Some).ok_or_else(|| no_link(name)),
+        };
+        let underlay = match &link.kind {
+            LinkKind::Vxlan(vxlan) => vxlan.underlay,
+            _ => None,
+        };
+        Ok((number(underlay)?, number(link.master)?))
+    }
+
+    /// Sends what is written; the first refusal counts.
+    fn send(&mut self, write: impl FnOnce(&mut Writer)) -> Outcome {
+        self.writer.clear();
+        write(&mut self.writer);
+        self.socket.batch(&mut self.writer)?.into_iter().collect()
     }
 
     /// Asks for the number of a link that was just made.
@@ -103,32 +137,61 @@ impl LinuxKernel {
 
     /// Addresses, nexthops, neighbours, forwarding entries and routes: all messages in one batch.
     fn batch(&mut self, steps: &[Step]) -> Vec<Outcome> {
-        self.writer.clear();
-        let mut outcomes: Vec<Outcome> = Vec::with_capacity(steps.len());
-        let mut sent = Vec::with_capacity(steps.len());
-        for (n, step) in steps.iter().enumerate() {
-            let written = self.message(step);
-            if written.is_ok() {
-                sent.push(n);
-            }
-            outcomes.push(written);
+        let mut outcomes = self.try_batch(steps);
+        let is_taken = |(n, outcome): (usize, &Outcome)| {
+            let exists = outcome.as_ref().is_err_and(|error| error.errno() == libc::EEXIST);
+            (exists && steps[n].verb == Verb::Add).then_some(n)
+        };
+        let taken: Vec<usize> = outcomes.iter().enumerate().filter_map(is_taken).collect();
+        if taken.is_empty() {
+            return outcomes;
         }
-        match self.socket.batch(&mut self.writer) {
-            Ok(results) => {
-                for (n, result) in sent.into_iter().zip(results) {
-                    outcomes[n] = result;
-                }
+        if steps[taken[0]].key.sort() == Sort::Nexthop {
+            // Others made nexthops since they were last read, by the numbers that were next.
+            if let Err(error) = self.observe_nexthops(&mut Observed::new()) {
+                taken.iter().for_each(|n| outcomes[*n] = Err(error.clone()));
+                return outcomes;
             }
-            Err(error) => sent.into_iter().for_each(|n| outcomes[n] = Err(error.clone())),
-        }
-        for (step, outcome) in steps.iter().zip(&mut outcomes) {
-            self.follow_up(step, outcome);
+            let again: Vec<Step> = taken.iter().map(|n| steps[*n].clone()).collect();
+            for (n, outcome) in taken.into_iter().zip(self.try_batch(&again)) {
+                outcomes[n] = outcome;
+            }
+        } else {
+            for (n, outcome) in self.judge_taken(steps, &taken) {
+                outcomes[n] = outcome;
+            }
         }
         outcomes
     }
 
-    /// Writes the message of a step.
-    fn message(&mut self, step: &Step) -> Outcome {
+    fn try_batch(&mut self, steps: &[Step]) -> Vec<Outcome> {
+        self.writer.clear();
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(steps.len());
+        // The step of each message.
+        let mut sent = Vec::with_capacity(steps.len());
+        for (n, step) in steps.iter().enumerate() {
+            let written = self.messages(step);
+            sent.extend(std::iter::repeat_n(n, *written.as_ref().unwrap_or(&0)));
+            outcomes.push(written.map(drop));
+        }
+        match self.socket.batch(&mut self.writer) {
+            // Of a step's messages the last is the one that counts.
+            Ok(results) => sent.into_iter().zip(results).for_each(|(n, result)| outcomes[n] = result),
+            Err(error) => sent.into_iter().for_each(|n| outcomes[n] = Err(error.clone())),
+        }
+        for (step, outcome) in steps.iter().zip(&outcomes) {
+            // What was to be removed is gone or unknown; what could not be made is not there.
+            if let Key::Nexthop(dev, gateway) = step.key
+                && (step.verb == Verb::Remove || outcome.is_err())
+            {
+                self.index.remove_nexthop(dev, gateway);
+            }
+        }
+        outcomes
+    }
+
+    /// Writes the messages of a step and says how many: one, but for what takes two.
+    fn messages(&mut self, step: &Step) -> Result<usize, LinuxError> {
         let w = &mut self.writer;
         let is_removal = step.verb == Verb::Remove;
         let number = |dev: IfName| self.index.number(dev).ok_or_else(|| no_link(dev));
@@ -146,7 +209,16 @@ impl LinuxKernel {
             }
             (Key::Neighbour(dev, addr), Some(Object::Neighbour(mac))) => neighbour::put(w, number(dev)?, addr, *mac),
             (Key::Neighbour(dev, addr), _) => neighbour::delete(w, number(dev)?, addr),
-            (Key::Fdb(dev, mac), Some(Object::Fdb(dst))) => neighbour::put_fdb(w, number(dev)?, mac, *dst),
+            (Key::Fdb(dev, mac), Some(Object::Fdb(dst))) => {
+                let number = number(dev)?;
+                if step.old == Some(Object::Fdb(neighbour::UNSPECIFIED)) {
+                    // A replacement would only join the other destinations.
+                    neighbour::delete_fdb(w, number, mac);
+                    neighbour::put_fdb(w, number, mac, *dst);
+                    return Ok(2);
+                }
+                neighbour::put_fdb(w, number, mac, *dst);
+            }
             (Key::Fdb(dev, mac), _) => neighbour::delete_fdb(w, number(dev)?, mac),
             (Key::Route(prefix, priority), Some(Object::Route(via))) => {
                 let to = match *via {
@@ -159,43 +231,9 @@ impl LinuxKernel {
                 route::add(w, prefix, priority, to, step.verb == Verb::Change);
             }
             (Key::Route(prefix, priority), _) => route::delete(w, prefix, priority),
-            (Key::Sysctl(_) | Key::DeviceSysctl(..) | Key::Nft | Key::Link(_), _) => {}
+            (Key::Sysctl(_) | Key::DeviceSysctl(..) | Key::Nft | Key::Link(_), _) => return Ok(0),
         }
-        Ok(())
-    }
-
-    /// Keeps the index true, and gives the errors that the kernel leaves bare the words they need.
-    fn follow_up(&mut self, step: &Step, outcome: &mut Outcome) {
-        match (step.key, step.verb) {
-            (Key::Nexthop(dev, gateway), Verb::Remove) if outcome.is_ok() => self.index.remove_nexthop(dev, gateway),
-            (Key::Nexthop(dev, gateway), _) if outcome.is_err() => self.index.remove_nexthop(dev, gateway),
-            (Key::Route(prefix, _), Verb::Add) => {
-                if let Err(LinuxError::Netlink { errno: libc::EEXIST, cause, .. }) = outcome
-                    && let Some(words) = self.who_has_route(prefix)
-                {
-                    *cause = words;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn who_has_route(&mut self, prefix: Prefix) -> Option<String> {
-        let all = route::read(&mut self.socket, prefix.family(), 0).ok()?;
-        let seen = all.into_iter().find(|seen| seen.prefix == prefix)?;
-        let via = match seen.to {
-            Some(route::To::Gateway(number, gateway)) => {
-                format!(" via {gateway} dev {}", self.index.name(number).map_or_else(String::new, |n| n.to_string()))
-            }
-            Some(route::To::Link(number)) => {
-                format!(" dev {}", self.index.name(number).map_or_else(String::new, |n| n.to_string()))
-            }
-            _ => String::new(),
-        };
-        Some(format!(
-            "a route to it is there already{via}, made by route protocol {}; it is left alone: remove it",
-            seen.protocol
-        ))
+        Ok(1)
     }
 }
 
@@ -212,6 +250,13 @@ fn forgive(verb: Verb, outcome: Outcome) -> Outcome {
     }
 }
 
+fn forgive_errno(errno: i32, outcome: Outcome) -> Outcome {
+    match outcome {
+        Err(error) if error.errno() == errno => Ok(()),
+        other => other,
+    }
+}
+
 fn set_sysctl(step: &Step) -> Outcome {
     let Some(Object::Sysctl(value)) = step.new else { return Ok(()) };
     match step.key {
@@ -222,12 +267,17 @@ fn set_sysctl(step: &Step) -> Outcome {
 }
 
 fn set_mtu_in_pod(netns: &str, ifname: IfName, mtu: u32) -> Outcome {
-    let ns = NetNs::open(std::path::Path::new(netns))?;
-    ns.run(|| {
+    let set = || {
         let mut w = Writer::default();
         link::set_mtu(&mut w, ifname, mtu);
         Socket::open(Protocol::Route)?.batch(&mut w)?.into_iter().collect::<Outcome>()
-    })?
+    };
+    let done = NetNs::open(std::path::Path::new(netns)).and_then(|ns| ns.run(set)).and_then(|done| done);
+    done.map_err(|error| {
+        let KernelError { errno, cause, .. } = error.about("");
+        let cause = format!("the MTU of {ifname} in the pod's network namespace {netns}: {cause}");
+        LinuxError::Netlink { what: format!("{ifname} in the pod"), errno, cause }
+    })
 }
 
 fn no_link(name: IfName) -> LinuxError {

@@ -30,10 +30,13 @@ impl Index {
 
     /// Notes a link.
     pub fn put_link(&mut self, name: IfName, number: u32, is_tunnel: bool) {
-        if let Some(former) = self.by_number.insert(number, name) {
+        if let Some(former) = self.by_number.insert(number, name).filter(|former| *former != name) {
             self.by_name.remove(&former);
+            self.tunnels.remove(&former);
         }
-        self.by_name.insert(name, number);
+        if let Some(former) = self.by_name.insert(name, number).filter(|former| *former != number) {
+            self.by_number.remove(&former);
+        }
         if is_tunnel {
             self.tunnels.insert(name);
         } else {
@@ -41,8 +44,15 @@ impl Index {
         }
     }
 
-    /// Forgets a link.
+    /// Forgets a link, and the nexthops that went with it.
     pub fn remove_link(&mut self, name: IfName) {
+        let numbers = &mut self.nexthops_by_number;
+        self.nexthops.retain(|(dev, _), number| {
+            if *dev == name {
+                numbers.remove(number);
+            }
+            *dev != name
+        });
         if let Some(number) = self.by_name.remove(&name) {
             self.by_number.remove(&number);
         }

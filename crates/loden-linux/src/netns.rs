@@ -77,6 +77,19 @@ impl NetNs {
         in_thread(|| self.enter().map(|()| work()))?
     }
 
+    /// Runs a closure in the calling thread inside the namespace and comes back. For a program of one thread that is
+    /// in a hurry: a thread of its own costs a tenth of the time of a plugin's whole ADD.
+    ///
+    /// # Errors
+    /// [`LinuxError::System`] when the thread cannot enter it, or cannot come back (it must do nothing more then).
+    pub fn visit<T>(&self, work: impl FnOnce() -> T) -> Result<T, LinuxError> {
+        let home = Self::current()?;
+        self.enter()?;
+        let done = work();
+        home.enter()?;
+        Ok(done)
+    }
+
     /// Moves the calling thread into the namespace.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The real kernel: reads what is loden's. What carries no mark of loden's is neither returned nor touched.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use loden_core::kernel::{Kernel, KernelError, Key, Object, Observed, PARKED_GROUP, Scope, Sort, Via};
 use loden_core::model::Family;
@@ -11,7 +11,7 @@ use crate::index::Index;
 use crate::netlink::{Protocol, Socket, Writer};
 use crate::nft::Nft;
 use crate::rt::{address, link, neighbour, nexthop, route};
-use crate::sysctl;
+use crate::sysctl::{self, Watch};
 
 /// The kernel of the network namespace of the thread that opens it.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub struct LinuxKernel {
     pub(crate) nft: Nft,
     pub(crate) index: Index,
     pub(crate) writer: Writer,
+    pub(crate) sysctls: Watch,
 }
 
 impl LinuxKernel {
@@ -33,13 +34,8 @@ impl LinuxKernel {
             nft: Nft::open()?,
             index: Index::default(),
             writer: Writer::default(),
+            sysctls: Watch::new(),
         })
-    }
-
-    /// The port of the socket that changes things: the monitor leaves out what it caused.
-    #[must_use]
-    pub fn port(&self) -> u32 {
-        self.socket.port()
     }
 
     /// The nftables side.
@@ -84,7 +80,7 @@ impl LinuxKernel {
     }
 
     /// Nexthop objects are always read whole: their numbers are needed for routes and for making new ones.
-    fn observe_nexthops(&mut self, out: &mut Observed) -> Result<(), LinuxError> {
+    pub(crate) fn observe_nexthops(&mut self, out: &mut Observed) -> Result<(), LinuxError> {
         self.writer.clear();
         nexthop::list(&mut self.writer);
         let listed = self.socket.dump("list nexthops", &mut self.writer, Vec::new, |all: &mut Vec<_>, message| {
@@ -104,12 +100,12 @@ impl LinuxKernel {
     }
 
     fn observe_neighbours(&mut self, links: &[link::Seen], out: &mut Observed) -> Result<(), LinuxError> {
-        for seen in links.iter().filter(|seen| seen.is_ours()) {
-            for family in Family::ALL {
-                self.writer.clear();
-                neighbour::list(&mut self.writer, family, seen.index);
-                self.read_neighbours("list neighbours", out)?;
-            }
+        let own: BTreeSet<u32> = links.iter().filter(|seen| seen.is_ours()).map(|seen| seen.index).collect();
+        for family in Family::ALL {
+            self.writer.clear();
+            neighbour::list(&mut self.writer, family);
+            let all = self.read_neighbours("list neighbours", &own)?;
+            out.extend(all.into_iter().filter_map(|seen| neighbour_object(&self.index, seen)));
         }
         Ok(())
     }
@@ -118,40 +114,56 @@ impl LinuxKernel {
         for seen in links.iter().filter(|seen| seen.is_ours() && seen.link.kind.name() == "vxlan") {
             self.writer.clear();
             neighbour::list_fdb(&mut self.writer, seen.index);
-            self.read_neighbours("list forwarding entries", out)?;
+            let all = match self.read_neighbours("list forwarding entries", &[seen.index].into()) {
+                // The device went away between the listings: so did its entries.
+                Err(error) if error.errno() == libc::ENODEV => continue,
+                listed => listed?,
+            };
+            let mut entries = BTreeMap::new();
+            for (key, object) in all.into_iter().filter_map(|seen| neighbour_object(&self.index, seen)) {
+                // The kernel sends a copy to each of several destinations: that is no entry of loden's.
+                let several = Object::Fdb(neighbour::UNSPECIFIED);
+                entries.entry(key).and_modify(|first| *first = several).or_insert(object);
+            }
+            out.extend(entries);
         }
         Ok(())
     }
 
-    fn read_neighbours(&mut self, what: &str, out: &mut Observed) -> Result<(), LinuxError> {
-        let listed = self.socket.dump(what, &mut self.writer, Vec::new, |all: &mut Vec<_>, message| {
-            all.extend(neighbour::parse(message.payload));
-        });
-        match listed {
-            Ok(all) => out.extend(all.into_iter().filter_map(|seen| neighbour_object(&self.index, seen))),
-            // The device went away between the listings: so did its entries.
-            Err(error) if error.errno() == libc::ENODEV => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
+    fn read_neighbours(&mut self, what: &str, links: &BTreeSet<u32>) -> Result<Vec<neighbour::Seen>, LinuxError> {
+        self.socket.dump(what, &mut self.writer, Vec::new, |all: &mut Vec<_>, message| {
+            let seen = neighbour::parse(message.payload);
+            all.extend(seen.filter(|seen| seen.is_permanent && links.contains(&seen.index)));
+        })
     }
 
     fn observe_routes(&mut self, out: &mut Observed) -> Result<(), LinuxError> {
         for family in Family::ALL {
             let all = route::read(&mut self.socket, family, loden_core::kernel::PROTOCOL)?;
+            // With `net.ipv4.nexthop_compat_mode` 0 a route says nothing but the number of its nexthop object.
+            let is_unknown = |seen: &route::Seen| match seen.to {
+                Some(route::To::Nexthop(id)) => self.index.nexthop_by_number(id).is_none(),
+                _ => false,
+            };
+            if all.iter().any(is_unknown) {
+                self.observe_nexthops(&mut Observed::new())?;
+            }
             out.extend(all.into_iter().filter_map(|seen| route_object(&self.index, seen)));
         }
         Ok(())
     }
 
-    fn observe_sysctls(scope: &Scope, out: &mut Observed) -> Result<(), LinuxError> {
+    fn observe_sysctls(&self, scope: &Scope, out: &mut Observed) -> Result<(), LinuxError> {
         for path in &scope.sysctls {
+            self.sysctls.add(path);
             if let Some(value) = sysctl::read(path)? {
                 out.insert(Key::Sysctl(path), Object::Sysctl(value));
             }
         }
         for (dev, which) in &scope.device_sysctls {
-            if let Some(value) = sysctl::read(&which.path(*dev))? {
+            let path = which.path(*dev);
+            self.sysctls.add(&path);
+            if let Some(value) = sysctl::read(&path)? {
                 out.insert(Key::DeviceSysctl(*dev, *which), Object::Sysctl(value));
             }
         }
@@ -164,7 +176,7 @@ impl LinuxKernel {
         let needs_links = scope.sorts.iter().any(|sort| !matches!(sort, Sort::Sysctl | Sort::Nft));
         let links = if needs_links { self.links(scope)? } else { Vec::new() };
         if wants(Sort::Sysctl) {
-            Self::observe_sysctls(scope, &mut out)?;
+            self.observe_sysctls(scope, &mut out)?;
         }
         if wants(Sort::Nft)
             && let Some(table) = self.nft.observe()?
@@ -209,13 +221,21 @@ impl Kernel for LinuxKernel {
     }
 }
 
-/// A neighbour or forwarding entry in the model's terms.
+/// A neighbour or forwarding entry in the model's terms; `None` for one that is none of loden's.
 pub(crate) fn neighbour_object(index: &Index, seen: neighbour::Seen) -> Option<(Key, Object)> {
-    Some(match seen {
-        neighbour::Seen::Neighbour(number, addr, mac) => {
-            (Key::Neighbour(index.name(number)?, addr), Object::Neighbour(mac))
-        }
-        neighbour::Seen::Fdb(number, mac, dst) => (Key::Fdb(index.name(number)?, mac), Object::Fdb(dst)),
+    let object = match seen.entry {
+        neighbour::Entry::Neighbour(_, mac) => Object::Neighbour(mac?),
+        neighbour::Entry::Fdb(_, dst) => Object::Fdb(dst),
+    };
+    neighbour_key(index, seen).filter(|_| seen.is_permanent).map(|key| (key, object))
+}
+
+/// Which entry of the model's it is.
+pub(crate) fn neighbour_key(index: &Index, seen: neighbour::Seen) -> Option<Key> {
+    let dev = index.name(seen.index)?;
+    Some(match seen.entry {
+        neighbour::Entry::Neighbour(addr, _) => Key::Neighbour(dev, addr),
+        neighbour::Entry::Fdb(mac, _) => Key::Fdb(dev, mac),
     })
 }
 

@@ -29,7 +29,7 @@ pub fn create(attachment: &Attachment, routes: &[PodRoute], netns: &NetNs) -> Re
         cause: "it is not there; lodend makes it: is it running and ready?".to_owned(),
     })?;
     make_pair(&mut socket, attachment, bridge.index, netns)?;
-    let made = netns.run(|| set_up_pod(attachment, routes));
+    let made = netns.visit(|| set_up_pod(attachment, routes));
     made.and_then(|made| made).inspect_err(|_| {
         // The first error is the one that counts; the pair goes with the pod's namespace at the latest.
         let _ = delete(attachment.host_side);

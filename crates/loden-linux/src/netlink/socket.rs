@@ -47,6 +47,8 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 /// Bytes and messages of one send: far under the socket's buffer, far over what makes a system call cheap.
 const SEND_BYTES: usize = 192 * 1024;
 const SEND_MESSAGES: usize = 1000;
+/// What a refusal takes of the receive buffer at most, in bytes: its text, and the kernel's own book-keeping.
+const REFUSAL_BYTES: usize = 2048;
 /// How much is asked for the socket's buffers, in bytes.
 const BUFFER: libc::c_int = 8 << 20;
 /// A guard against an acknowledgement that never comes; the kernel answers in the call.
@@ -76,6 +78,8 @@ pub struct Socket {
     port: u32,
     seq: u32,
     buf: Vec<u8>,
+    /// Messages of one send: if all are refused, all the answers must find room, or none is known.
+    send_messages: usize,
 }
 
 impl Socket {
@@ -120,7 +124,9 @@ impl Socket {
             return Err(LinuxError::system(what(), io::Error::last_os_error()));
         }
         let port = bind(&fd).map_err(|error| LinuxError::system(what(), error))?;
-        Ok(Self { fd, port, seq: 0, buf: vec![0; 64 * 1024] })
+        let room = receive_buffer(&fd).map_err(|error| LinuxError::system(what(), error))?;
+        let send_messages = (room / REFUSAL_BYTES).clamp(16, SEND_MESSAGES);
+        Ok(Self { fd, port, seq: 0, buf: vec![0; 64 * 1024], send_messages })
     }
 
     /// The socket's port: the `nlmsg_pid` of what it causes.
@@ -161,7 +167,7 @@ impl Socket {
         while at < spans.len() {
             let begin = spans[at].0;
             let mut next = at;
-            while next < spans.len() && next - at < SEND_MESSAGES && spans[next].1 - begin <= SEND_BYTES {
+            while next < spans.len() && next - at < self.send_messages && spans[next].1 - begin <= SEND_BYTES {
                 next += 1;
             }
             let next = next.max(at + 1);
@@ -408,6 +414,17 @@ fn set_option(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The size of the receive buffer in bytes, as the kernel gave it.
+fn receive_buffer(fd: &OwnedFd) -> io::Result<usize> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the pointers are those of a live integer and its length, both to be written.
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, (&raw mut value).cast(), &raw mut len)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(value).unwrap_or(0)) }
 }
 
 /// Binds to a port that the kernel chooses, and says which.

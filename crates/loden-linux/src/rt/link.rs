@@ -19,6 +19,10 @@ pub const SET: u16 = 19;
 /// Length of `struct ifinfomsg`.
 pub const INFO: usize = 16;
 const IFF_UP: u32 = 1;
+/// `IFF_RUNNING | IFF_LOWER_UP`.
+const RUNNING: u32 = 0x1_0040;
+/// `RTEXT_FILTER_SKIP_STATS`: counters are most of a link's message and nobody here reads them.
+const SKIP_STATS: u32 = 8;
 
 /// `IFLA_*`.
 pub mod ifla {
@@ -59,6 +63,8 @@ pub struct Seen {
     pub master: Option<u32>,
     /// The number of the VXLAN device's underlay.
     pub underlay: Option<u32>,
+    /// Whether packets can leave: up and with a carrier. The kernel drops a link's nexthops when this ends.
+    pub is_running: bool,
 }
 
 /// `struct ifinfomsg`.
@@ -75,11 +81,12 @@ pub fn info(index: u32, flags: u32, change: u32) -> [u8; INFO] {
 pub fn list(w: &mut Writer) {
     w.begin(GET, DUMP);
     w.raw(&info(0, 0, 0));
+    w.u32(ifla::EXT_MASK, SKIP_STATS);
     w.end();
 }
 
-/// Makes a link; numbers of other links are given by the caller. Three messages: the link, then without the address that
-/// the kernel would make up, then up (`IFLA_AF_SPEC` in the first is refused with EAFNOSUPPORT).
+/// Makes a link; numbers of other links are given by the caller. It is still down, and to be given to
+/// [`no_made_up_address`] before it is set up (`IFLA_AF_SPEC` here is refused with EAFNOSUPPORT).
 pub fn create(w: &mut Writer, name: IfName, link: &Link, underlay: Option<u32>, master: Option<u32>) {
     w.begin(NEW, CREATE | EXCL);
     w.raw(&info(0, 0, 0));
@@ -94,10 +101,6 @@ pub fn create(w: &mut Writer, name: IfName, link: &Link, underlay: Option<u32>, 
     }
     kind(w, &link.kind, underlay, true);
     w.end();
-    no_made_up_address(w, name);
-    if link.up {
-        set_up(w, name, true);
-    }
 }
 
 /// Turns off the link-local address that the kernel would make up (and its timers).
@@ -220,15 +223,23 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
     let number = |kind| attrs.find(kind).and_then(|bytes| u32_at(bytes, 0));
     let info = attrs.find(ifla::LINKINFO).map(Attrs::new);
     let (kind, underlay) = parse_kind(info);
+    let flags = u32_at(payload, 8)?;
     let link = Link {
         kind,
         mtu: number(ifla::MTU).unwrap_or(0),
         mac: attrs.find(ifla::ADDRESS).and_then(mac).filter(|mac| *mac != Mac([0; 6])),
-        up: u32_at(payload, 8)? & IFF_UP != 0,
+        up: flags & IFF_UP != 0,
         master: None,
         group: number(ifla::GROUP).unwrap_or(0),
     };
-    Some(Seen { index: u32_at(payload, 4)?, name, link, master: number(ifla::MASTER).filter(|m| *m != 0), underlay })
+    Some(Seen {
+        index: u32_at(payload, 4)?,
+        name,
+        link,
+        master: number(ifla::MASTER).filter(|m| *m != 0),
+        underlay,
+        is_running: flags & RUNNING == RUNNING,
+    })
 }
 
 fn parse_kind(info: Option<Attrs<'_>>) -> (LinkKind, Option<u32>) {

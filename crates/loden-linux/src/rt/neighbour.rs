@@ -16,23 +16,40 @@ pub const DEL: u16 = 29;
 /// `RTM_GETNEIGH`.
 pub const GET: u16 = 30;
 
+/// The underlay address of a forwarding entry that leads to several places at once, or elsewhere than loden's do: it
+/// equals no wish, so that it is put right.
+pub const UNSPECIFIED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+
 /// Length of `struct ndmsg`.
 pub const INFO: usize = 12;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+const NDA_PORT: u16 = 6;
+const NDA_VNI: u16 = 7;
 const NDA_IFINDEX: u16 = 8;
 const NDA_PROTOCOL: u16 = 12;
 const NUD_NOARP: u16 = 0x40;
 const NUD_PERMANENT: u16 = 0x80;
 const NTF_SELF: u8 = 0x02;
 
-/// What an entry is.
+/// An entry as the kernel reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seen {
-    /// A permanent neighbour on the link with this number.
-    Neighbour(u32, IpAddr, Mac),
-    /// A static forwarding entry on the VXLAN device with this number.
-    Fdb(u32, Mac, IpAddr),
+pub struct Seen {
+    /// The link's number.
+    pub index: u32,
+    /// Which entry.
+    pub entry: Entry,
+    /// Whether it stays: an entry of any other state comes and goes by itself and is not loden's.
+    pub is_permanent: bool,
+}
+
+/// What an entry says, as far as the report has it: one that is about to go may lack what it led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// A neighbour and its Ethernet address.
+    Neighbour(IpAddr, Option<Mac>),
+    /// A forwarding entry of a VXLAN device and the VTEP's underlay address; unspecified for one that loden does not make.
+    Fdb(Mac, IpAddr),
 }
 
 fn info(family: u8, index: u32, state: u16, flags: u8) -> [u8; INFO] {
@@ -44,11 +61,10 @@ fn info(family: u8, index: u32, state: u16, flags: u8) -> [u8; INFO] {
     bytes
 }
 
-/// Asks for a family's neighbours on one link.
-pub fn list(w: &mut Writer, family: Family, index: u32) {
+/// Asks for a family's neighbours on all links: one walk of the kernel's table, which a filter by link would not shorten.
+pub fn list(w: &mut Writer, family: Family) {
     w.begin(GET, DUMP);
     w.raw(&info(af(family), 0, 0, 0));
-    w.u32(NDA_IFINDEX, index);
     w.end();
 }
 
@@ -94,18 +110,19 @@ pub fn delete_fdb(w: &mut Writer, index: u32, lladdr: Mac) {
     w.end();
 }
 
-/// Reads an entry; `None` for one that comes and goes by itself.
+/// Reads an entry.
 #[must_use]
 pub fn parse(payload: &[u8]) -> Option<Seen> {
     let attrs = Attrs::behind(payload, INFO);
-    let index = u32_at(payload, 4)?;
-    if u16_at(payload, 8)? & NUD_PERMANENT == 0 {
-        return None;
-    }
-    let dst = attrs.find(NDA_DST).and_then(ip)?;
-    let lladdr = attrs.find(NDA_LLADDR).and_then(mac)?;
-    match i32::from(*payload.first()?) {
-        libc::AF_BRIDGE => Some(Seen::Fdb(index, lladdr, dst)),
-        _ => Some(Seen::Neighbour(index, dst, lladdr)),
-    }
+    let dst = attrs.find(NDA_DST).and_then(ip);
+    let lladdr = attrs.find(NDA_LLADDR).and_then(mac);
+    let entry = if i32::from(*payload.first()?) == libc::AF_BRIDGE {
+        // A port, a VNI or a link of its own makes it lead elsewhere than loden's entries do.
+        let is_odd = attrs.into_iter().any(|(kind, _)| matches!(kind, NDA_PORT | NDA_VNI | NDA_IFINDEX));
+        let dst = dst?;
+        Entry::Fdb(lladdr?, if is_odd { UNSPECIFIED } else { dst })
+    } else {
+        Entry::Neighbour(dst?, lladdr)
+    };
+    Some(Seen { index: u32_at(payload, 4)?, entry, is_permanent: u16_at(payload, 8)? & NUD_PERMANENT != 0 })
 }

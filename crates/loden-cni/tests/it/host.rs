@@ -1,0 +1,177 @@
+//! A host for the plugin: namespaces, a bridge, `node.json`; everything is gone when it is dropped.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use loden_core::kernel::LINK_GROUP;
+use loden_core::kernel::link::{Bridge, Link, LinkKind};
+use loden_linux::netlink::{Protocol, Socket, Writer};
+use loden_linux::netns::{self, NetNs};
+use loden_linux::rt::{address, link};
+use loden_linux::run_dir::RunDir;
+use loden_linux::spawn;
+use serde_json::{Value, json};
+
+pub struct Host {
+    dir: tempfile::TempDir,
+    ns: NetNs,
+}
+
+impl Host {
+    /// A host whose node has these blocks.
+    pub fn new(blocks: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ns = NetNs::create(&dir.path().join("netns/host")).expect("these tests need root");
+        let host = Self { dir, ns };
+        host.ns.run(make_bridge).expect("a thread");
+        host.run_dir().make().expect("a run directory");
+        host.write_node(blocks);
+        host
+    }
+
+    pub fn write_node(&self, blocks: &[&str]) {
+        let blocks: Vec<Value> = blocks
+            .iter()
+            .map(|cidr| {
+                let prefix: loden_core::model::Prefix = cidr.parse().expect("a prefix");
+                json!({ "cidr": cidr, "gateway": prefix.nth(1), "pool": "default" })
+            })
+            .collect();
+        let node = json!({ "node": "n1", "bridge": "cni0", "mtuPod": 1450, "blocks": blocks });
+        std::fs::write(self.run_dir().node_file(), node.to_string()).expect("node.json");
+    }
+
+    pub fn run_dir(&self) -> RunDir {
+        RunDir::new(self.dir.path().join("run"))
+    }
+
+    pub fn netns_path(&self, pod: &str) -> PathBuf {
+        self.dir.path().join("netns").join(pod)
+    }
+
+    pub fn pod(&self, name: &str) -> NetNs {
+        NetNs::create(&self.netns_path(name)).expect("a pod's namespace")
+    }
+
+    pub fn conf(&self, version: &str, more: &Value) -> String {
+        let mut conf = json!({
+            "cniVersion": version, "name": "net", "type": "loden-cni", "runDir": self.run_dir().path(),
+            "quarantineSeconds": 0,
+        });
+        if let (Value::Object(conf), Value::Object(more)) = (&mut conf, more) {
+            conf.extend(more.clone());
+        }
+        conf.to_string()
+    }
+
+    /// Executes the plugin with variables over the usual ones.
+    pub fn exec(&self, verb: &str, pod: &str, stdin: &[u8], variables: &[(&str, &str)]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden-cni"));
+        command
+            .env_clear()
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", pod)
+            .env("CNI_NETNS", self.netns_path(pod))
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/opt/cni/bin")
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        spawn::in_netns(&mut command, &self.ns, true).expect("the host's namespace");
+        let mut child = command.spawn().expect("the plugin");
+        // One that ends before it has read everything closes its end.
+        let _ = child.stdin.take().expect("stdin").write_all(stdin);
+        child.wait_with_output().expect("the plugin ends")
+    }
+
+    /// Executes a verb with the usual configuration; gives the JSON, or the error's code and words.
+    pub fn call(&self, verb: &str, pod: &str, more: &Value) -> Result<Value, (u64, String)> {
+        let output = self.exec(verb, pod, self.conf("1.1.0", more).as_bytes(), &[]);
+        answer(&output)
+    }
+
+    /// Links on the host besides the loopback and the bridge.
+    pub fn links(&self) -> Vec<String> {
+        self.ns
+            .run(|| {
+                let mut w = Writer::default();
+                link::list(&mut w);
+                let mut socket = Socket::open(Protocol::Route).expect("a socket");
+                let all = socket.dump("links", &mut w, Vec::new, |all: &mut Vec<_>, m| {
+                    all.extend(link::parse(m.payload).map(|seen| seen.name.to_string()));
+                });
+                all.expect("links").into_iter().filter(|name| name != "lo" && name != "cni0").collect()
+            })
+            .expect("a thread")
+    }
+
+    /// Deletes what DEL has parked, as the agent does.
+    pub fn reap(&self) {
+        self.ns.run(loden_linux::veth::reap).expect("a thread").expect("reaped");
+    }
+
+    /// Sweeps what killed ADDs left, as the agent does.
+    pub fn sweep(&self) -> usize {
+        let ledger = loden_linux::ledger::Ledger::new(self.run_dir());
+        self.ns.run(|| ledger.sweep()).expect("a thread").expect("swept").len()
+    }
+
+    /// Everything that an attachment could leave: links, attachment files, marks of ADDs under way.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left = self.links();
+        let found = self.run_dir().attachments();
+        left.extend(found.good.iter().map(|a| format!("attachment {}", a.key)));
+        left.extend(found.unreadable.iter().map(ToString::to_string));
+        left
+    }
+
+    pub fn run_in(&self, work: impl FnOnce() + Send) {
+        self.ns.run(work).expect("a thread");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let dir = self.dir.path().join("netns");
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let _ = netns::remove(&entry.path());
+        }
+    }
+}
+
+pub fn answer(output: &Output) -> Result<Value, (u64, String)> {
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    if output.status.success() {
+        return Ok(value);
+    }
+    let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    Err((value["code"].as_u64().unwrap_or(0), format!("{} {}", text("msg"), text("details"))))
+}
+
+fn make_bridge() {
+    let name = "cni0".parse().expect("a name");
+    let bridge = Link {
+        kind: LinkKind::Bridge(Bridge { mcast_snooping: false }),
+        mtu: 1450,
+        mac: None,
+        up: true,
+        master: None,
+        group: LINK_GROUP,
+    };
+    let mut w = Writer::default();
+    link::create(&mut w, name, &bridge, None, None);
+    link::set_up(&mut w, name, true);
+    let mut socket = Socket::open(Protocol::Route).expect("a socket");
+    for result in socket.batch(&mut w).expect("a batch") {
+        result.expect("a bridge");
+    }
+    w.clear();
+    // The first link of a fresh namespace behind the loopback.
+    address::add(&mut w, "10.1.0.1/24".parse().expect("an address"), 2);
+    address::add(&mut w, "fd01::1/64".parse().expect("an address"), 2);
+    for result in socket.batch(&mut w).expect("a batch") {
+        result.expect("an address");
+    }
+}

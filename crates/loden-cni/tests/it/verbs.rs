@@ -1,0 +1,164 @@
+//! Each verb, on real namespaces.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
+
+use loden_core::cni::Version;
+use serde_json::{Value, json};
+
+use crate::host::{Host, answer};
+
+const DUAL: [&str; 2] = ["10.1.0.0/24", "fd01::/64"];
+
+#[test]
+fn two_pods_reach_each_other_in_both_families() {
+    let host = Host::new(&DUAL);
+    let (a, b) = (host.pod("a"), host.pod("b"));
+    let addresses = |pod: &str| -> Vec<IpAddr> {
+        let result = host.call("ADD", pod, &json!({})).expect("attached");
+        let ips = result["ips"].as_array().expect("ips").clone();
+        ips.iter()
+            .map(|ip| ip["address"].as_str().expect("text").split('/').next().expect("ip").parse().expect("ip"))
+            .collect()
+    };
+    addresses("a");
+    for addr in addresses("b") {
+        let server = b.run(|| UdpSocket::bind((addr, 4000)).expect("bound")).expect("thread");
+        server.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+        a.run(|| {
+            let any: IpAddr = if addr.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
+            UdpSocket::bind((any, 0)).expect("bound").send_to(b"hello", (addr, 4000)).expect("sent");
+        })
+        .expect("thread");
+        let mut buf = [0; 16];
+        assert_eq!(server.recv(&mut buf).map_err(|error| error.to_string()), Ok(5), "{addr}");
+    }
+}
+
+#[test]
+fn every_version_gets_its_shape_and_del_leaves_nothing() {
+    let host = Host::new(&DUAL);
+    for version in Version::ALL.map(Version::as_str) {
+        host.pod(version);
+        let conf = host.conf(version, &json!({}));
+        let result = answer(&host.exec("ADD", version, conf.as_bytes(), &[])).expect(version);
+        assert_eq!(result["cniVersion"], version);
+        let is_old = version < "0.3.0";
+        assert_eq!(result.get("ip4").is_some(), is_old, "{version}: {result}");
+        assert_eq!(result.get("ips").is_some(), !is_old, "{version}");
+        // Twice, the second time as a runtime does after the pod is gone: no namespace, no prevResult.
+        for netns in [None, Some(("CNI_NETNS", ""))] {
+            let gone = host.exec("DEL", version, conf.as_bytes(), netns.as_slice());
+            assert!(gone.status.success() && gone.stdout.is_empty(), "{version}: {gone:?}");
+        }
+    }
+    host.reap();
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn del_of_what_never_was_and_with_another_configuration_succeeds() {
+    let host = Host::new(&DUAL);
+    assert_eq!(host.call("DEL", "nobody", &json!({})), Ok(Value::Null));
+    host.pod("a");
+    host.call("ADD", "a", &json!({})).expect("attached");
+    std::fs::remove_file(host.run_dir().node_file()).expect("removed");
+    assert_eq!(host.call("DEL", "a", &json!({"mtu": 9, "somethingNew": {}})), Ok(Value::Null));
+    host.reap();
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn a_second_add_names_the_first() {
+    let host = Host::new(&DUAL);
+    host.pod("a");
+    host.call("ADD", "a", &json!({})).expect("attached");
+    let (code, text) = host.call("ADD", "a", &json!({})).expect_err("it is attached");
+    assert_eq!(code, 4);
+    assert!(text.contains("10.1.0.2"), "{text}");
+}
+
+#[test]
+fn check_names_what_is_wrong() {
+    let host = Host::new(&DUAL);
+    let pod = host.pod("a");
+    let result = host.call("ADD", "a", &json!({})).expect("attached");
+    let previous = json!({ "prevResult": result });
+    assert_eq!(host.call("CHECK", "a", &previous), Ok(Value::Null));
+    assert_eq!(host.call("CHECK", "a", &json!({})).expect_err("no prevResult").0, 7);
+    pod.run(|| {
+        use loden_linux::netlink::{Protocol, Socket, Writer};
+        let mut w = Writer::default();
+        // The pod's interface is the second of its namespace.
+        loden_linux::rt::address::delete(&mut w, "10.1.0.2/24".parse().expect("net"), 2);
+        Socket::open(Protocol::Route).expect("socket").batch(&mut w).expect("batch").remove(0).expect("deleted");
+    })
+    .expect("thread");
+    let (code, text) = host.call("CHECK", "a", &previous).expect_err("an address is missing");
+    assert_eq!(code, 101);
+    assert!(text.contains("address 10.1.0.2/24 is missing on eth0 in the pod"), "{text}");
+    assert!(text.contains("route 0.0.0.0/0 via 10.1.0.1 is missing in the pod"), "{text}");
+}
+
+#[test]
+fn gc_heeds_the_list_and_no_list_is_not_an_empty_one() {
+    let host = Host::new(&DUAL);
+    for pod in ["a", "b"] {
+        host.pod(pod);
+        host.call("ADD", pod, &json!({})).expect("attached");
+    }
+    host.call("GC", "", &json!({})).expect("collected");
+    assert_eq!(host.run_dir().attachments().good.len(), 2);
+    let valid = json!({ "cni.dev/valid-attachments": [{ "containerID": "b", "ifname": "eth0" }] });
+    host.call("GC", "", &valid).expect("collected");
+    let left: Vec<_> = host.run_dir().attachments().good.iter().map(|a| a.key.container.clone()).collect();
+    assert_eq!(left, ["b"]);
+    host.call("GC", "", &json!({ "cni.dev/valid-attachments": [] })).expect("collected");
+    host.reap();
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn status_tells_the_truth_and_exhaustion_says_who_has_what() {
+    let host = Host::new(&["10.1.0.0/30"]);
+    assert_eq!(host.call("STATUS", "", &json!({})), Ok(Value::Null));
+    host.pod("a");
+    host.call("ADD", "a", &json!({})).expect("attached");
+    let full = "block 10.1.0.0/30 has no free address: 1 of 1 are in use";
+    let (code, text) = host.call("STATUS", "", &json!({})).expect_err("full");
+    assert!(code == 50 && text.contains(full), "{code} {text}");
+    host.pod("b");
+    let (code, text) = host.call("ADD", "b", &json!({})).expect_err("full");
+    assert!(code == 100 && text.contains(full), "{code} {text}");
+    assert_eq!(host.run_dir().attachments().good.len(), 1);
+    std::fs::remove_file(host.run_dir().node_file()).expect("removed");
+    assert_eq!(host.call("STATUS", "", &json!({})).expect_err("not ready").0, 50);
+    assert_eq!(host.call("ADD", "b", &json!({})).expect_err("not ready").0, 11);
+}
+
+#[test]
+fn version_asks_for_nothing() {
+    let host = Host::new(&DUAL);
+    let output =
+        host.exec("VERSION", "", br#"{"cniVersion":"1.0.0"}"#, &[("CNI_NETNS", "dummy"), ("CNI_IFNAME", "dummy")]);
+    let result = answer(&output).expect("versions");
+    assert_eq!(result["supportedVersions"].as_array().map(Vec::len), Some(7));
+    let about = host.exec("", "", b"", &[]);
+    assert!(about.status.success() && about.stdout.is_empty() && !about.stderr.is_empty());
+}
+
+#[test]
+fn sixty_four_at_once_get_sixty_four_addresses() {
+    let host = Host::new(&DUAL);
+    let pods: Vec<String> = (0..64).map(|n| format!("p{n}")).collect();
+    pods.iter().for_each(|pod| drop(host.pod(pod)));
+    let host = &host;
+    let results: Vec<Value> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            pods.iter().map(|pod| scope.spawn(move || host.call("ADD", pod, &json!({})).expect("attached"))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    let distinct: BTreeSet<String> = results.iter().map(|result| result["ips"].to_string()).collect();
+    assert_eq!(distinct.len(), 64);
+}
