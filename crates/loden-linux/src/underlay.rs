@@ -39,7 +39,7 @@ pub fn facts(can_reach: Option<IpAddr>) -> Result<HostFacts, LinuxError> {
     let mut defaults: Vec<_> = routes
         .iter()
         .filter(|route| route.prefix.len() == 0)
-        .filter_map(|route| Some((route.priority, route.prefix.family(), name_of(link_of(route)?)?)))
+        .filter_map(|route| Some((route.priority, route.prefix.family(), name_of(route.link?)?)))
         .collect();
     defaults.sort_by_key(|(priority, family, _)| (*family, *priority));
     let can_reach = match can_reach {
@@ -69,13 +69,6 @@ pub fn facts(can_reach: Option<IpAddr>) -> Result<HostFacts, LinuxError> {
     })
 }
 
-fn link_of(route: &route::Seen) -> Option<u32> {
-    match route.to? {
-        route::To::Gateway(index, _) | route::To::Link(index) => Some(index),
-        route::To::Nexthop(_) | route::To::Blackhole => None,
-    }
-}
-
 fn is_link_local(addr: IpAddr) -> bool {
     match addr {
         IpAddr::V4(addr) => addr.is_link_local(),
@@ -89,7 +82,7 @@ fn way_to(socket: &mut Socket, addr: IpAddr) -> Result<Option<u32>, LinuxError> 
     route::ask(&mut w, addr);
     let mut found = None;
     let results = socket.batch_with_echo(&mut w, |_, message| {
-        found = route::parse(message.payload).as_ref().and_then(link_of);
+        found = route::parse(message.payload).and_then(|seen| seen.link);
     })?;
     match results.into_iter().collect::<Result<(), _>>() {
         Ok(()) => Ok(found),

@@ -25,6 +25,7 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
+const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_NH_ID: u16 = 30;
 /// `RTPROT_STATIC`.
@@ -55,6 +56,8 @@ pub struct Seen {
     pub priority: u32,
     /// Where it leads; `None`: a form that loden does not make.
     pub to: Option<To>,
+    /// The link that packets leave by; of one over several gateways the first's.
+    pub link: Option<u32>,
     /// The nexthop object it hangs on, if it does.
     pub nexthop: Option<u32>,
     /// Who made it: a route protocol number.
@@ -172,6 +175,8 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
         prefix: Prefix::holding(dst, *payload.get(1)?),
         priority: number(RTA_PRIORITY).unwrap_or(0),
         to,
+        // `struct rtnexthop` has the link's number at offset 4.
+        link: number(RTA_OIF).or_else(|| attrs.find(RTA_MULTIPATH).and_then(|hops| u32_at(hops, 4))),
         nexthop,
         protocol: *payload.get(5)?,
         table: number(RTA_TABLE).unwrap_or_else(|| u32::from(payload[4])),

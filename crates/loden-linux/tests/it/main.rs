@@ -2,5 +2,12 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
+mod dump;
+mod foreign;
+mod hostile;
+mod monitor;
+mod objects;
 mod peers;
+mod refusals;
 mod support;
+mod underlay;

@@ -4,9 +4,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use loden_core::desired::Desired;
-use loden_core::kernel::{Kernel, Sort};
-use loden_core::model::*;
-use loden_core::plan::Plan;
+use loden_core::kernel::link::{Bridge, Link, LinkKind, Vxlan};
+use loden_core::kernel::{Kernel, KernelError, Key, LINK_GROUP, Object, Observed, Scope, Sort};
+use loden_core::model::{
+    BackendConfig, Block, Entry, Family, IfName, Mac, Node, NodeName, NodeUid, PerFamily, Pool, Prefix, Receive, Record,
+    Vni, VxlanConfig,
+};
+use loden_core::plan::{Plan, Step, Verb};
 use loden_core::underlay::Underlay;
 use loden_core::view::{Changed, Local, View};
 use loden_linux::netlink::{Protocol, Socket, Writer};
@@ -26,6 +30,107 @@ pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
 
 pub fn ifname(name: &str) -> IfName {
     name.parse().expect("a name")
+}
+
+/// Carries out what somebody else does: another socket than the driver's, in the same namespace.
+pub fn foreign(write: impl FnOnce(&mut Writer)) {
+    let mut w = Writer::default();
+    write(&mut w);
+    for result in Socket::open(Protocol::Route).expect("socket").batch(&mut w).expect("batch") {
+        result.expect("what somebody else does");
+    }
+}
+
+/// A step of a plan.
+pub fn step(verb: Verb, key: Key, new: Option<Object>, old: Option<Object>) -> Step {
+    Step { verb, key, new, old, why: None }
+}
+
+/// Adds an object.
+pub fn add(key: Key, object: Object) -> Step {
+    step(Verb::Add, key, Some(object), None)
+}
+
+/// Applies steps that must all succeed.
+pub fn apply(kernel: &mut LinuxKernel, steps: &[Step]) {
+    for (step, result) in steps.iter().zip(kernel.apply(steps)) {
+        result.unwrap_or_else(|error| panic!("{step}: {error} (errno {})", error.errno));
+    }
+}
+
+/// Applies a step that must be refused, and says how.
+pub fn refused(kernel: &mut LinuxKernel, step: Step) -> KernelError {
+    kernel.apply(&[step]).remove(0).expect_err("a refusal")
+}
+
+/// Everything of loden's but sysctls, and the links of these names.
+pub fn observe(kernel: &mut LinuxKernel, links: &[&str]) -> Observed {
+    let scope = Scope {
+        sorts: Sort::ALL.into(),
+        links: links.iter().map(|name| ifname(name)).collect(),
+        ..Scope::default()
+    };
+    kernel.observe(&scope).expect("observe")
+}
+
+/// A VXLAN device above `eth0`.
+pub fn vxlan(local: &str) -> Link {
+    Link {
+        kind: LinkKind::Vxlan(Vxlan {
+            vni: Vni::new(1).expect("vni"),
+            underlay: Some(ifname("eth0")),
+            local: Some(local.parse().expect("ip")),
+            port: 8472,
+            learning: false,
+            gbp: false,
+        }),
+        mtu: 1430,
+        mac: Some("02:11:22:33:44:55".parse().expect("mac")),
+        up: true,
+        master: None,
+        group: LINK_GROUP,
+    }
+}
+
+/// A bridge.
+pub fn bridge() -> Link {
+    Link {
+        kind: LinkKind::Bridge(Bridge { mcast_snooping: false }),
+        mtu: 1450,
+        mac: Some("02:aa:bb:cc:dd:ee".parse().expect("mac")),
+        up: true,
+        master: None,
+        group: LINK_GROUP,
+    }
+}
+
+/// A driver in a namespace with `eth0` and the VXLAN device `v1`.
+pub fn kernel_with_v1() -> LinuxKernel {
+    make_eth0();
+    let mut kernel = LinuxKernel::open().expect("kernel");
+    observe(&mut kernel, &[]);
+    apply(&mut kernel, &[add(link_key("v1"), link_object(vxlan("192.168.7.1")))]);
+    kernel
+}
+
+pub fn link_key(name: &str) -> Key {
+    Key::Link(ifname(name))
+}
+
+pub fn link_object(link: Link) -> Object {
+    Object::Link(Box::new(link))
+}
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+pub fn prefix(text: &str) -> Prefix {
+    text.parse().expect("a prefix")
+}
+
+pub fn mac(text: &str) -> Mac {
+    text.parse().expect("an Ethernet address")
 }
 
 /// An underlay: `eth0` with an address of each family; its peer `wire` is in the same namespace.
