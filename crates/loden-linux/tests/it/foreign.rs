@@ -153,7 +153,12 @@ fn a_device_that_goes_down_takes_its_routes_along_and_gets_them_back() {
         assert!(!down.contains_key(&peer[0].key) && !down.contains_key(&peer[3].key));
         let Some(Object::Link(link)) = down.get(&link_key("v1")) else { panic!("no v1") };
         assert!(!link.up);
-        let up = step(Verb::Change, link_key("v1"), Some(link_object(vxlan("192.168.7.1"))), down.get(&link_key("v1")).cloned());
+        let up = step(
+            Verb::Change,
+            link_key("v1"),
+            Some(link_object(vxlan("192.168.7.1"))),
+            down.get(&link_key("v1")).cloned(),
+        );
         apply(&mut kernel, &[up]);
         let now = observe(&mut kernel, &[]);
         let missing: Vec<_> = peer.iter().filter(|step| !now.contains_key(&step.key)).cloned().collect();
@@ -167,13 +172,16 @@ fn only_the_sorts_asked_for_are_given() {
     in_namespace(|| {
         let mut kernel = kernel_with_v1();
         let dev = ifname("v1");
-        apply(&mut kernel, &[
-            add(Key::Address(dev, "10.64.1.0/32".parse().expect("net")), Object::Address { ours: true }),
-            add(Key::Neighbour(dev, ip("10.64.1.0")), Object::Neighbour(mac("02:00:00:00:00:01"))),
-            add(Key::Fdb(dev, mac("02:00:00:00:00:01")), Object::Fdb(ip("192.168.7.2"))),
-            add(Key::Nexthop(dev, ip("10.64.1.0")), Object::Nexthop),
-            add(Key::Route(prefix("10.64.1.0/24"), 0), Object::Route(Via::Nexthop(dev, ip("10.64.1.0")))),
-        ]);
+        apply(
+            &mut kernel,
+            &[
+                add(Key::Address(dev, "10.64.1.0/32".parse().expect("net")), Object::Address { ours: true }),
+                add(Key::Neighbour(dev, ip("10.64.1.0")), Object::Neighbour(mac("02:00:00:00:00:01"))),
+                add(Key::Fdb(dev, mac("02:00:00:00:00:01")), Object::Fdb(ip("192.168.7.2"))),
+                add(Key::Nexthop(dev, ip("10.64.1.0")), Object::Nexthop),
+                add(Key::Route(prefix("10.64.1.0/24"), 0), Object::Route(Via::Nexthop(dev, ip("10.64.1.0")))),
+            ],
+        );
         for sort in [Sort::Link, Sort::Address, Sort::Neighbour, Sort::Fdb, Sort::Nexthop, Sort::Route] {
             let seen = kernel.observe(&Scope { sorts: [sort].into(), ..Scope::default() }).expect("observe");
             let sorts: Vec<_> = seen.keys().map(Key::sort).collect();

@@ -34,5 +34,11 @@ proptest! {
 }
 
 fn read_all(bytes: &[u8]) {
-    let _ = (address::parse(bytes), link::parse(bytes), neighbour::parse(bytes), nexthop::parse(bytes), route::parse(bytes));
+    let _ = (
+        address::parse(bytes),
+        link::parse(bytes),
+        neighbour::parse(bytes),
+        nexthop::parse(bytes),
+        route::parse(bytes),
+    );
 }

@@ -56,21 +56,28 @@ impl Ears {
 fn with_peer() -> (LinuxKernel, Ears) {
     let mut kernel = kernel_with_v1();
     let (dev, gateway) = (ifname("v1"), ip("10.64.1.0"));
-    apply(&mut kernel, &[
-        add(Key::Address(dev, "10.64.0.0/32".parse().expect("net")), Object::Address { ours: true }),
-        add(Key::Nexthop(dev, gateway), Object::Nexthop),
-        add(Key::Neighbour(dev, gateway), Object::Neighbour(mac("02:00:00:00:00:01"))),
-        add(Key::Neighbour(dev, ip("fd64:0:0:1::")), Object::Neighbour(mac("02:00:00:00:00:01"))),
-        add(Key::Fdb(dev, mac("02:00:00:00:00:01")), Object::Fdb(ip("192.168.7.2"))),
-        add(Key::Route(prefix("10.64.1.0/24"), 0), Object::Route(Via::Nexthop(dev, gateway))),
-        add(Key::Route(prefix("fd64:0:0:1::/64"), 1024), Object::Route(Via::Link(dev))),
-    ]);
+    apply(
+        &mut kernel,
+        &[
+            add(Key::Address(dev, "10.64.0.0/32".parse().expect("net")), Object::Address { ours: true }),
+            add(Key::Nexthop(dev, gateway), Object::Nexthop),
+            add(Key::Neighbour(dev, gateway), Object::Neighbour(mac("02:00:00:00:00:01"))),
+            add(Key::Neighbour(dev, ip("fd64:0:0:1::")), Object::Neighbour(mac("02:00:00:00:00:01"))),
+            add(Key::Fdb(dev, mac("02:00:00:00:00:01")), Object::Fdb(ip("192.168.7.2"))),
+            add(Key::Route(prefix("10.64.1.0/24"), 0), Object::Route(Via::Nexthop(dev, gateway))),
+            add(Key::Route(prefix("fd64:0:0:1::/64"), 1024), Object::Route(Via::Link(dev))),
+        ],
+    );
     let ears = Ears::of(&kernel);
     (kernel, ears)
 }
 
 /// What somebody does, and what must be heard of it.
-fn check(what: &str, is_it: impl Fn(&Event) -> bool + Send + 'static, doing: impl FnOnce(&mut Writer) + Send + 'static) {
+fn check(
+    what: &str,
+    is_it: impl Fn(&Event) -> bool + Send + 'static,
+    doing: impl FnOnce(&mut Writer) + Send + 'static,
+) {
     let what = what.to_owned();
     in_namespace(move || {
         let (_kernel, mut ears) = with_peer();
@@ -84,38 +91,58 @@ fn a_deleted_neighbour_of_each_family() {
     for addr in ["10.64.1.0", "fd64:0:0:1::"] {
         let addr = ip(addr);
         let gone = Event::Gone(Key::Neighbour(ifname("v1"), addr));
-        check("the deletion of a neighbour", move |event| *event == gone, move |w| {
-            neighbour::delete(w, index_of("v1"), addr);
-        });
+        check(
+            "the deletion of a neighbour",
+            move |event| *event == gone,
+            move |w| {
+                neighbour::delete(w, index_of("v1"), addr);
+            },
+        );
     }
 }
 
 #[test]
 fn a_changed_neighbour() {
     let seen = Event::Seen(Key::Neighbour(ifname("v1"), ip("10.64.1.0")), Object::Neighbour(mac("02:00:00:00:00:99")));
-    check("a neighbour's new address", move |event| *event == seen, |w| {
-        neighbour::put(w, index_of("v1"), ip("10.64.1.0"), mac("02:00:00:00:00:99"));
-    });
+    check(
+        "a neighbour's new address",
+        move |event| *event == seen,
+        |w| {
+            neighbour::put(w, index_of("v1"), ip("10.64.1.0"), mac("02:00:00:00:00:99"));
+        },
+    );
 }
 
 #[test]
 fn a_neighbour_that_is_permanent_no_longer() {
     let gone = Event::Gone(Key::Neighbour(ifname("v1"), ip("10.64.1.0")));
-    check("a neighbour that will go by itself", move |event| *event == gone, |w| {
-        crate::foreign::put_with_state(w, index_of("v1"), ip("10.64.1.0"), 2);
-    });
+    check(
+        "a neighbour that will go by itself",
+        move |event| *event == gone,
+        |w| {
+            crate::foreign::put_with_state(w, index_of("v1"), ip("10.64.1.0"), 2);
+        },
+    );
 }
 
 #[test]
 fn a_deleted_and_a_changed_forwarding_entry() {
     let key = Key::Fdb(ifname("v1"), mac("02:00:00:00:00:01"));
-    check("the deletion of a forwarding entry", move |event| *event == Event::Gone(key), |w| {
-        neighbour::delete_fdb(w, index_of("v1"), mac("02:00:00:00:00:01"));
-    });
+    check(
+        "the deletion of a forwarding entry",
+        move |event| *event == Event::Gone(key),
+        |w| {
+            neighbour::delete_fdb(w, index_of("v1"), mac("02:00:00:00:00:01"));
+        },
+    );
     let seen = Event::Seen(key, Object::Fdb(ip("192.168.7.66")));
-    check("a forwarding entry that leads elsewhere", move |event| *event == seen, |w| {
-        neighbour::put_fdb(w, index_of("v1"), mac("02:00:00:00:00:01"), ip("192.168.7.66"));
-    });
+    check(
+        "a forwarding entry that leads elsewhere",
+        move |event| *event == seen,
+        |w| {
+            neighbour::put_fdb(w, index_of("v1"), mac("02:00:00:00:00:01"), ip("192.168.7.66"));
+        },
+    );
 }
 
 #[test]
@@ -123,13 +150,21 @@ fn deleted_and_changed_routes() {
     for (block, priority) in [("10.64.1.0/24", 0), ("fd64:0:0:1::/64", 1024)] {
         let block = prefix(block);
         let key = Key::Route(block, priority);
-        check("the deletion of a route", move |event| *event == Event::Gone(key), move |w| {
-            route::delete(w, block, priority);
-        });
+        check(
+            "the deletion of a route",
+            move |event| *event == Event::Gone(key),
+            move |w| {
+                route::delete(w, block, priority);
+            },
+        );
         let seen = Event::Seen(key, Object::Route(Via::Blackhole));
-        check("a route that leads elsewhere", move |event| *event == seen, move |w| {
-            route::add(w, block, priority, To::Blackhole, true);
-        });
+        check(
+            "a route that leads elsewhere",
+            move |event| *event == seen,
+            move |w| {
+                route::add(w, block, priority, To::Blackhole, true);
+            },
+        );
     }
 }
 
@@ -143,16 +178,18 @@ fn a_deleted_nexthop() {
 fn a_deleted_address() {
     let net: ipnet::IpNet = "10.64.0.0/32".parse().expect("net");
     let gone = Event::Gone(Key::Address(ifname("v1"), net));
-    check("the deletion of an address", move |event| *event == gone, move |w| {
-        address::delete(w, net, index_of("v1"));
-    });
+    check(
+        "the deletion of an address",
+        move |event| *event == gone,
+        move |w| {
+            address::delete(w, net, index_of("v1"));
+        },
+    );
 }
 
 #[test]
 fn a_changed_link() {
-    let is_it = |event: &Event| {
-        matches!(event, Event::Seen(key, Object::Link(link)) if *key == link_key("v1") && link.mtu == 1300)
-    };
+    let is_it = |event: &Event| matches!(event, Event::Seen(key, Object::Link(link)) if *key == link_key("v1") && link.mtu == 1300);
     check("a link's new MTU", is_it, |w| link::set_mtu(w, ifname("v1"), 1300));
 }
 
@@ -209,11 +246,15 @@ fn a_written_sysctl() {
 
 #[test]
 fn a_parked_veth() {
-    check("a parked link", |event| *event == Event::Parked, |w| {
-        let mut parked = bridge();
-        parked.group = PARKED_GROUP;
-        link::create(w, ifname("parked0"), &parked, None, None);
-    });
+    check(
+        "a parked link",
+        |event| *event == Event::Parked,
+        |w| {
+            let mut parked = bridge();
+            parked.group = PARKED_GROUP;
+            link::create(w, ifname("parked0"), &parked, None, None);
+        },
+    );
 }
 
 #[test]
@@ -235,10 +276,13 @@ fn an_uplink_that_loses_its_carrier_makes_nexthops_and_routes_stale() {
     in_namespace(|| {
         let mut kernel = kernel_with_v1();
         let gateway = ip("192.168.7.2");
-        apply(&mut kernel, &[
-            add(Key::Nexthop(ifname("eth0"), gateway), Object::Nexthop),
-            add(Key::Route(prefix("10.64.1.0/24"), 0), Object::Route(Via::Nexthop(ifname("eth0"), gateway))),
-        ]);
+        apply(
+            &mut kernel,
+            &[
+                add(Key::Nexthop(ifname("eth0"), gateway), Object::Nexthop),
+                add(Key::Route(prefix("10.64.1.0/24"), 0), Object::Route(Via::Nexthop(ifname("eth0"), gateway))),
+            ],
+        );
         let mut ears = Ears::of(&kernel);
         for up in [false, true] {
             // The far end of the cable.
@@ -273,16 +317,24 @@ fn the_drivers_own_changes_are_not_news() {
         let old = link_object(vxlan("192.168.7.1"));
         let mut new = vxlan("192.168.7.1");
         new.mtu = 1400;
-        apply(&mut kernel, &[
-            step(Verb::Change, link_key("v1"), Some(link_object(new)), Some(old)),
-            add(Key::Address(dev, "10.64.0.1/32".parse().expect("net")), Object::Address { ours: true }),
-            add(Key::Nexthop(dev, gateway), Object::Nexthop),
-            add(Key::Neighbour(dev, gateway), Object::Neighbour(mac("02:00:00:00:00:02"))),
-            add(route, via.clone()),
-            step(Verb::Remove, route, None, Some(via)),
-            step(Verb::Remove, Key::Neighbour(dev, gateway), None, Some(Object::Neighbour(mac("02:00:00:00:00:02")))),
-            step(Verb::Remove, Key::Nexthop(dev, gateway), None, Some(Object::Nexthop)),
-        ]);
+        apply(
+            &mut kernel,
+            &[
+                step(Verb::Change, link_key("v1"), Some(link_object(new)), Some(old)),
+                add(Key::Address(dev, "10.64.0.1/32".parse().expect("net")), Object::Address { ours: true }),
+                add(Key::Nexthop(dev, gateway), Object::Nexthop),
+                add(Key::Neighbour(dev, gateway), Object::Neighbour(mac("02:00:00:00:00:02"))),
+                add(route, via.clone()),
+                step(Verb::Remove, route, None, Some(via)),
+                step(
+                    Verb::Remove,
+                    Key::Neighbour(dev, gateway),
+                    None,
+                    Some(Object::Neighbour(mac("02:00:00:00:00:02"))),
+                ),
+                step(Verb::Remove, Key::Nexthop(dev, gateway), None, Some(Object::Nexthop)),
+            ],
+        );
         assert_eq!(ears.all(), []);
         // It listens still, and knows a link that the driver has made since.
         apply(&mut kernel, &[add(link_key("cni0"), link_object(bridge()))]);

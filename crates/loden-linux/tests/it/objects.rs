@@ -176,7 +176,10 @@ fn a_gateway_on_the_wire_without_a_tunnel() {
         }
         // An address that is not on the wire is refused for a device that is no tunnel.
         let far = add(Key::Nexthop(ifname("eth0"), ip("10.99.0.1")), Object::Nexthop);
-        assert_eq!(crate::support::refused(&mut kernel, far).cause, "Nexthop has invalid gateway (Network is unreachable)");
+        assert_eq!(
+            crate::support::refused(&mut kernel, far).cause,
+            "Nexthop has invalid gateway (Network is unreachable)"
+        );
     });
 }
 
@@ -187,10 +190,7 @@ fn routes_that_name_only_the_number_of_their_nexthop() {
         let mut kernel = kernel_with_v1();
         let (dev, gateway) = (ifname("v1"), ip("fd64:0:0:1::"));
         let route = (Key::Route(prefix("fd64:0:0:1::/64"), 1024), Object::Route(Via::Nexthop(dev, gateway)));
-        apply(&mut kernel, &[
-            add(Key::Nexthop(dev, gateway), Object::Nexthop),
-            add(route.0, route.1.clone()),
-        ]);
+        apply(&mut kernel, &[add(Key::Nexthop(dev, gateway), Object::Nexthop), add(route.0, route.1.clone())]);
         // A driver that has not read the nexthops reads them by itself.
         let mut fresh = LinuxKernel::open().expect("kernel");
         let scope = Scope { sorts: [Sort::Route].into(), ..Scope::default() };
@@ -216,7 +216,8 @@ fn sysctls_of_the_host_and_of_a_device() {
             let value = Object::Sysctl(value.min(if value == 2 { 2 } else { 1 }));
             for key in keys {
                 // Forwarding is on or off; loose filtering is 2.
-                let value = if key == keys[0] && value == Object::Sysctl(2) { Object::Sysctl(1) } else { value.clone() };
+                let value =
+                    if key == keys[0] && value == Object::Sysctl(2) { Object::Sysctl(1) } else { value.clone() };
                 apply(&mut kernel, &[add(key, value.clone())]);
                 assert_eq!(kernel.observe(&scope).expect("observe").get(&key), Some(&value));
             }

@@ -33,7 +33,11 @@ fn the_kernels_own_words_are_told() {
                 libc::EEXIST,
                 "A VXLAN device with the specified VNI already exists (File exists)",
             ),
-            (add(link_key("v3"), link_object(wide)), libc::EINVAL, "MTU must be between 68 and 65535 (Invalid argument)"),
+            (
+                add(link_key("v3"), link_object(wide)),
+                libc::EINVAL,
+                "MTU must be between 68 and 65535 (Invalid argument)",
+            ),
             (
                 add(Key::Nexthop(dev, ip("224.0.0.1")), Object::Nexthop),
                 libc::EINVAL,
@@ -123,8 +127,14 @@ fn a_foreign_route_is_left_and_named() {
             route::add_foreign(w, block6, 1024, To::Link(eth0));
         });
         let cases = [
-            (Key::Route(block, 0), "a route to it via 192.168.7.9 dev eth0, made by route protocol 4, is there already; it is left alone: remove it"),
-            (Key::Route(block6, 1024), "a route to it dev eth0, made by route protocol 4, is there already; it is left alone: remove it"),
+            (
+                Key::Route(block, 0),
+                "a route to it via 192.168.7.9 dev eth0, made by route protocol 4, is there already; it is left alone: remove it",
+            ),
+            (
+                Key::Route(block6, 1024),
+                "a route to it dev eth0, made by route protocol 4, is there already; it is left alone: remove it",
+            ),
         ];
         for (key, cause) in cases {
             assert_eq!(observe(&mut kernel, &[]).get(&key), None);
@@ -204,7 +214,10 @@ fn a_read_only_or_missing_sysctl_says_so() {
     in_namespace(|| {
         let mut kernel = LinuxKernel::open().expect("kernel");
         let error = refused(&mut kernel, add(Key::Sysctl("net/ipv4/no_such"), Object::Sysctl(1)));
-        assert_eq!((error.object.as_str(), error.cause.as_str()), ("sysctl net/ipv4/no_such", "No such file or directory"));
+        assert_eq!(
+            (error.object.as_str(), error.cause.as_str()),
+            ("sysctl net/ipv4/no_such", "No such file or directory")
+        );
         assert_eq!(error.errno, libc::ENOENT);
         let error = refused(&mut kernel, add(Key::Sysctl("net/ipv4/ip_forward"), Object::Sysctl(i64::MAX)));
         assert_eq!(error.cause, "Invalid argument");
@@ -215,7 +228,11 @@ fn a_read_only_or_missing_sysctl_says_so() {
 fn all_of_it_works_for_the_root_of_a_user_namespace() {
     // The tests' process has many threads and may not change its user namespace: it starts itself again in one.
     let exe = std::env::current_exe().expect("this program");
-    let tests = ["objects::a_peer_of_each_family", "refusals::thousands_of_refusals_are_all_told", "peers::a_plan_applied_twice_is_empty"];
+    let tests = [
+        "objects::a_peer_of_each_family",
+        "refusals::thousands_of_refusals_are_all_told",
+        "peers::a_plan_applied_twice_is_empty",
+    ];
     let output = std::process::Command::new("unshare")
         .args(["--user", "--map-root-user", "--net"])
         .arg(exe)

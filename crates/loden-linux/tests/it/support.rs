@@ -7,8 +7,8 @@ use loden_core::desired::Desired;
 use loden_core::kernel::link::{Bridge, Link, LinkKind, Vxlan};
 use loden_core::kernel::{Kernel, KernelError, Key, LINK_GROUP, Object, Observed, Scope, Sort};
 use loden_core::model::{
-    BackendConfig, Block, Entry, Family, IfName, Mac, Node, NodeName, NodeUid, PerFamily, Pool, Prefix, Receive, Record,
-    Vni, VxlanConfig,
+    BackendConfig, Block, Entry, Family, IfName, Mac, Node, NodeName, NodeUid, PerFamily, Pool, Prefix, Receive,
+    Record, Vni, VxlanConfig,
 };
 use loden_core::plan::{Plan, Step, Verb};
 use loden_core::underlay::Underlay;
@@ -65,11 +65,8 @@ pub fn refused(kernel: &mut LinuxKernel, step: Step) -> KernelError {
 
 /// Everything of loden's but sysctls, and the links of these names.
 pub fn observe(kernel: &mut LinuxKernel, links: &[&str]) -> Observed {
-    let scope = Scope {
-        sorts: Sort::ALL.into(),
-        links: links.iter().map(|name| ifname(name)).collect(),
-        ..Scope::default()
-    };
+    let scope =
+        Scope { sorts: Sort::ALL.into(), links: links.iter().map(|name| ifname(name)).collect(), ..Scope::default() };
     kernel.observe(&scope).expect("observe")
 }
 

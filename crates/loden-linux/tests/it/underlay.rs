@@ -72,7 +72,9 @@ fn a_default_route_over_several_gateways_counts_by_its_first() {
 fn the_way_to_an_address() {
     in_namespace(|| {
         make_eth0();
-        for (addr, way) in [("192.168.7.9", Some("eth0")), ("fd07::9", Some("eth0")), ("203.0.113.1", None), ("2001:db8::1", None)] {
+        for (addr, way) in
+            [("192.168.7.9", Some("eth0")), ("fd07::9", Some("eth0")), ("203.0.113.1", None), ("2001:db8::1", None)]
+        {
             assert_eq!(facts(Some(ip(addr))).expect("facts").can_reach, way.map(ifname), "{addr}");
         }
     });
