@@ -247,8 +247,49 @@ fn delete_and_wait(dev: IfName, mac: Mac) -> Result<Duration, LinuxError> {
             || false,
             |is_back, message| {
                 let entry = neighbour::parse(message.payload).map(|seen| seen.entry);
-            *is_back |= matches!(entry, Some(neighbour::Entry::Fdb(m, dst)) if m == mac && !dst.is_unspecified());
-        })?;
+                *is_back |= matches!(entry, Some(neighbour::Entry::Fdb(m, dst)) if m == mac && !dst.is_unspecified());
+            },
+        )?;
+        if is_back || began.elapsed() > Duration::from_secs(10) {
+            return Ok(began.elapsed());
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn number_of(socket: &mut Socket, dev: IfName) -> Result<u32, LinuxError> {
+    use loden_linux::rt::link;
+    let mut w = Writer::default();
+    link::list(&mut w);
+    let found = socket.dump(
+        "list links",
+        &mut w,
+        || None,
+        |found, message| {
+            if let Some(seen) = link::parse(message.payload).filter(|seen| seen.name == dev) {
+                *found = Some(seen.index);
+            }
+        },
+    )?;
+    found.ok_or_else(|| LinuxError::File { path: dev.to_string(), cause: "there is no such link".to_owned() })
+}
+
+fn switch_the_backend(lab: &Lab, figures: &mut Figures) -> Result<()> {
+    shell::say("· the pools' backend is switched from vxlan to host-gw while the streams run");
+    let pools = TOPOLOGY.split_once("[[pool]]").map(|(_, rest)| format!("[[pool]]{rest}"));
+    let pools = pools.context("the topology has no pools")?.replace("vxlan", "host-gw");
+    let mut took = Duration::ZERO;
+    let report = under_traffic(lab, || {
+        let began = Instant::now();
+        lab.apply_pools(&pools)?;
+        for host in lab.hosts() {
+            let agent = lab.agent(&host.name)?;
+            wait_for(|| {
+                let status = agent.status()?;
+                let is_over = status.kernel.pending == 0
+                    && status.pools.iter().all(|pool| pool.backend == "host-gw" && pool.lingering.is_empty());
+                Ok(is_over.then_some(()))
+            })?;
         }
         took = began.elapsed();
         Ok(())
