@@ -211,8 +211,7 @@ impl LinuxKernel {
             (Key::Neighbour(dev, addr), _) => neighbour::delete(w, number(dev)?, addr),
             (Key::Fdb(dev, mac), Some(Object::Fdb(dst))) => {
                 let number = number(dev)?;
-                if step.old == Some(Object::Fdb(neighbour::UNSPECIFIED)) {
-                    // A replacement would only join the other destinations.
+                if neighbour::leads_to_many(mac) && step.verb == Verb::Change {
                     neighbour::delete_fdb(w, number, mac);
                     neighbour::put_fdb(w, number, mac, *dst);
                     return Ok(2);

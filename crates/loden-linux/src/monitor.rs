@@ -1,7 +1,7 @@
 //! What the kernel reports: changes of what is loden's by somebody else, parked veths, changes of the external interface.
 //!
 //! Reports are hints; the reconciler reads the kernel before it acts. What the driver's own socket caused is left out as
-//! far as the kernel says so (forwarding entries and sysctls carry no port).
+//! far as the kernel says so (links, forwarding entries and sysctls carry no port).
 
 mod link;
 

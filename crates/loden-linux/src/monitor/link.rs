@@ -84,8 +84,9 @@ impl Links {
             return;
         }
         report(if is_gone { Event::Gone(Key::Link(name)) } else { self.seen(seen) });
-        // A device that goes or goes down takes what hangs on it along, and not all of that is reported.
-        if is_gone || !up {
+        // A device that goes or goes down takes what hangs on it along, and not all of that is reported. A new one is
+        // made down, and nothing hangs on it yet.
+        if is_gone || (was_own && !up) {
             HANGS_ON_LINKS.into_iter().for_each(|sort| report(Event::Stale(sort)));
         } else if was_running != self.running.contains(&name) {
             NEEDS_CARRIER.into_iter().for_each(|sort| report(Event::Stale(sort)));

@@ -7,7 +7,7 @@ use loden_core::model::{Family, Mac};
 
 use super::af;
 use crate::netlink::attr::{Attrs, Writer, ip, mac, u16_at, u32_at};
-use crate::netlink::socket::{CREATE, DUMP, REPLACE};
+use crate::netlink::socket::{APPEND, CREATE, DUMP, REPLACE};
 
 /// `RTM_NEWNEIGH`.
 pub const NEW: u16 = 28;
@@ -93,9 +93,17 @@ pub fn delete(w: &mut Writer, index: u32, addr: IpAddr) {
     w.end();
 }
 
+/// Whether an entry may lead to several places at once, each of which gets a copy: that of a group, or of all that is
+/// unknown. The kernel never replaces such a one (`vxlan_fdb_update_existing`, drivers/net/vxlan/vxlan_core.c): it has to
+/// be deleted before it can lead elsewhere alone.
+#[must_use]
+pub fn leads_to_many(lladdr: Mac) -> bool {
+    lladdr.octets() == [0; 6] || lladdr.octets()[0] & 1 != 0
+}
+
 /// Makes a forwarding entry, or changes where it leads.
 pub fn put_fdb(w: &mut Writer, index: u32, lladdr: Mac, dst: IpAddr) {
-    w.begin(NEW, CREATE | REPLACE);
+    w.begin(NEW, CREATE | if leads_to_many(lladdr) { APPEND } else { REPLACE });
     w.raw(&info(libc::AF_BRIDGE as u8, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF));
     w.mac(NDA_LLADDR, lladdr);
     w.ip(NDA_DST, dst);

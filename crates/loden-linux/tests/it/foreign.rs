@@ -98,29 +98,36 @@ fn a_forwarding_entry_that_others_let_lead_elsewhere_too_is_put_right() {
     in_namespace(|| {
         let mut kernel = kernel_with_v1();
         let (dev, index) = (ifname("v1"), index_of("v1"));
-        let key = Key::Fdb(dev, mac("02:00:00:00:00:01"));
         let wanted = Object::Fdb(ip("192.168.7.2"));
-        // One more destination by address, or the same by another port.
-        for (dst, port) in [("192.168.7.66", None), ("192.168.7.2", Some(4790))] {
+        // One more destination by address or by port, or instead of it the same by another port.
+        let (unknown, peer) = (mac("00:00:00:00:00:00"), mac("02:00:00:00:00:01"));
+        for (lladdr, dst, port, how) in [
+            (unknown, "192.168.7.66", None, 0x800),
+            (unknown, "192.168.7.2", Some(4790), 0x800),
+            (peer, "192.168.7.2", Some(4790), 0x100),
+        ] {
+            let key = Key::Fdb(dev, lladdr);
             apply(&mut kernel, &[add(key, wanted.clone())]);
-            foreign(|w| append(w, index, mac("02:00:00:00:00:01"), ip(dst), port));
+            foreign(|w| lead_elsewhere(w, index, lladdr, ip(dst), port, how));
             let seen = observe(&mut kernel, &[]).remove(&key).expect("the entry");
             assert_ne!(seen, wanted, "a copy goes to {dst} {port:?}");
             apply(&mut kernel, &[step(Verb::Change, key, Some(wanted.clone()), Some(seen))]);
             assert_eq!(observe(&mut kernel, &[]).get(&key), Some(&wanted));
+            apply(&mut kernel, &[step(Verb::Remove, key, None, Some(wanted.clone()))]);
         }
     });
 }
 
-/// `bridge fdb append`.
-fn append(
+/// `bridge fdb append` (0x800) or `replace` (0x100).
+fn lead_elsewhere(
     w: &mut loden_linux::netlink::Writer,
     index: u32,
     lladdr: loden_core::model::Mac,
     dst: std::net::IpAddr,
     port: Option<u16>,
+    how: u16,
 ) {
-    w.begin(neighbour::NEW, 0xc00);
+    w.begin(neighbour::NEW, 0x400 | how);
     let mut info = [0; neighbour::INFO];
     info[0] = libc::AF_BRIDGE as u8;
     info[4..8].copy_from_slice(&index.to_ne_bytes());
@@ -175,7 +182,7 @@ fn only_the_sorts_asked_for_are_given() {
         apply(
             &mut kernel,
             &[
-                add(Key::Address(dev, "10.64.1.0/32".parse().expect("net")), Object::Address { ours: true }),
+                add(Key::Address(dev, "10.64.0.0/32".parse().expect("net")), Object::Address { ours: true }),
                 add(Key::Neighbour(dev, ip("10.64.1.0")), Object::Neighbour(mac("02:00:00:00:00:01"))),
                 add(Key::Fdb(dev, mac("02:00:00:00:00:01")), Object::Fdb(ip("192.168.7.2"))),
                 add(Key::Nexthop(dev, ip("10.64.1.0")), Object::Nexthop),
