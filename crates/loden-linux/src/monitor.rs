@@ -8,12 +8,14 @@ mod link;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use loden_core::kernel::nft::TABLE;
 use loden_core::kernel::{Event, Key, Object, Sort};
 use loden_core::model::IfName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::LinuxError;
-use crate::netlink::{Message, Protocol, Socket, Writer};
+use crate::netlink::attr::text;
+use crate::netlink::{Attrs, Message, Protocol, Socket, Writer};
 use crate::observe::{LinuxKernel, neighbour_key, neighbour_object, route_object};
 use crate::rt::{address, link as rt_link, neighbour, nexthop, route};
 use crate::sysctl::Watch;
@@ -23,6 +25,8 @@ use link::Links;
 const GROUPS: [u32; 7] = [1, 3, 5, 9, 7, 11, 32];
 /// `NFNLGRP_NFTABLES`.
 const GROUP_NFTABLES: u32 = 7;
+/// Length of `struct nfgenmsg`.
+const NFGENMSG: usize = 4;
 
 /// Listens to the kernel.
 #[derive(Debug)]
@@ -77,7 +81,11 @@ impl Monitor {
         if has_nft {
             let mut is_foreign = false;
             let own_ports = self.own_ports;
-            let received = self.nft.receive(|message| is_foreign |= !own_ports.contains(&message.port));
+            let received = self.nft.receive(|message| {
+                // Attribute 1 is the table's name in messages about tables, chains, rules, sets and elements alike.
+                let table = Attrs::behind(message.payload, NFGENMSG).find(1).and_then(text);
+                is_foreign |= !own_ports.contains(&message.port) && table == Some(TABLE);
+            });
             self.recover(received, &mut report)?;
             if is_foreign {
                 report(Event::Stale(Sort::Nft));

@@ -6,7 +6,7 @@ use loden_core::kernel::{DeviceSysctl, Event, Kernel, Key, Object, PARKED_GROUP,
 use loden_core::plan::Verb;
 use loden_linux::LinuxKernel;
 use loden_linux::monitor::Monitor;
-use loden_linux::netlink::Writer;
+use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::rt::route::To;
 use loden_linux::rt::{address, link, neighbour, nexthop, route};
 
@@ -263,6 +263,62 @@ fn a_written_sysctl() {
             ears.hear(path, |event| *event == Event::Stale(Sort::Sysctl));
             ears.all();
         }
+    });
+}
+
+#[test]
+fn a_change_of_the_nftables_table_and_not_of_others() {
+    in_namespace(|| {
+        let kernel = LinuxKernel::open().expect("kernel");
+        let mut ears = Ears::of(&kernel);
+        make_table("kube-proxy");
+        assert!(!ears.all().contains(&Event::Stale(Sort::Nft)), "somebody else's table");
+        make_table("loden");
+        ears.hear("a table of the name", |event| *event == Event::Stale(Sort::Nft));
+    });
+}
+
+/// Makes an empty table of family inet.
+fn make_table(name: &str) {
+    let mut w = Writer::default();
+    for (kind, flags) in [(16, 0), (10 << 8, 0x400), (17, 0)] {
+        w.begin(kind, flags);
+        // struct nfgenmsg: family inet for the table, the subsystem's number for the ends of the batch.
+        w.raw(if kind > 17 { &[1, 0, 0, 0] } else { &[0, 0, 0, 10] });
+        if kind > 17 {
+            w.text(1, name);
+        }
+        w.end();
+    }
+    let mut socket = Socket::open(Protocol::Netfilter).expect("socket");
+    socket.transaction(&mut w, &["begin", "table", "end"].map(str::to_owned)).expect("a table");
+}
+
+#[test]
+fn a_port_that_is_taken_off_its_bridge() {
+    in_namespace(|| {
+        let mut kernel = kernel_with_v1();
+        let mut port = vxlan("192.168.7.1");
+        let old = link_object(port.clone());
+        port.master = Some(ifname("cni0"));
+        apply(
+            &mut kernel,
+            &[
+                add(link_key("cni0"), link_object(bridge())),
+                step(Verb::Change, link_key("v1"), Some(link_object(port)), Some(old)),
+            ],
+        );
+        let mut ears = Ears::of(&kernel);
+        foreign(|w| {
+            w.begin(link::SET, 0);
+            w.raw(&link::info(0, 0, 0));
+            w.text(link::ifla::IFNAME, "v1");
+            w.u32(link::ifla::MASTER, 0);
+            w.end();
+        });
+        ears.hear("a port that is none any more", |event| {
+            matches!(event, Event::Seen(key, Object::Link(link)) if *key == link_key("v1") && link.master.is_none())
+        });
     });
 }
 

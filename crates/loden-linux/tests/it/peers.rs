@@ -6,7 +6,7 @@ use loden_core::desired::Desired;
 use loden_core::plan::Plan;
 use loden_linux::LinuxKernel;
 
-use crate::support::{in_namespace, make_eth0, settle, view};
+use crate::support::{in_namespace, make_eth0, observe, settle, view};
 
 #[test]
 fn a_plan_applied_twice_is_empty() {
@@ -55,10 +55,17 @@ fn ten_thousand_peers_in_one_plan() {
         let view = view(10_000);
         let begun = Instant::now();
         assert_eq!(settle(&mut kernel, &mut desired, &view), Vec::<String>::new());
+        let settled = begun.elapsed();
+        let begun = Instant::now();
+        let seen = observe(&mut kernel, &["cni0", "eth0"]).len();
         // Shown, not asserted: timing belongs to the benchmarks.
         std::io::Write::write_fmt(
             &mut std::io::stderr(),
-            format_args!("{} objects in {:?}\n", desired.map().all_actual().len(), begun.elapsed()),
+            format_args!(
+                "{} objects thought out, made and read back in {settled:?}; {seen} read in {:?}\n",
+                desired.map().all_actual().len(),
+                begun.elapsed()
+            ),
         )
         .expect("stderr");
         assert!(Plan::of(&desired).is_empty());
