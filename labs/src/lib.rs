@@ -1,1 +1,1 @@
-//! To come.
+//! Nothing: the tests are in `tests/it`, the topologies in `topologies/`.

@@ -204,23 +204,28 @@ impl<K: Kernel> Reconciler<K> {
             self.stale.extend([Sort::Link, Sort::Address, Sort::Sysctl]);
         }
         self.desired.update(&self.view, &changed);
+        let mut whole = false;
         for _ in 0..PASSES {
             if !self.observe(&mut round) {
                 break;
             }
-            let plan = Plan::of(&self.desired);
+            let mut plan = Plan::of(&self.desired);
+            self.refused = std::mem::take(&mut plan.refused);
             if plan.steps.is_empty() {
-                self.refused = plan.refused;
                 self.failures.clear();
                 break;
             }
-            let links_changed = self.apply(plan.stage(), &mut round);
-            self.refused = plan.refused;
-            if !links_changed {
+            let steps = if whole { plan.steps.as_slice() } else { plan.stage() };
+            let links_changed = self.apply(steps, &mut round);
+            if links_changed {
+                // A link that was made, remade or set up or down takes others' objects with it or lets them be made.
+                self.stale = Sort::ALL.into();
+            } else if whole || steps.len() == plan.steps.len() {
                 break;
+            } else {
+                // Links that cannot be had must not keep the rest from being done.
+                whole = true;
             }
-            // A link that was made, remade or set up or down takes others' objects with it or lets them be made.
-            self.stale = Sort::ALL.into();
         }
         self.publish();
         round
@@ -269,9 +274,24 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Carries out the steps. Says whether a link changed, so that everything has to be looked at again.
     fn apply(&mut self, steps: &[Step], round: &mut Round) -> bool {
+        self.failures.clear();
+        // Make before break: while something could not be made, nothing is removed that may stand in for it.
+        let is_removal = |step: &Step| step.verb == Verb::Remove && step.key.sort() != Sort::Nft;
+        let (makes, removals) = steps.split_at(steps.iter().position(is_removal).unwrap_or(steps.len()));
+        let mut links_changed = self.carry_out(makes, round);
+        if self.failures.is_empty() {
+            links_changed |= self.carry_out(removals, round);
+        }
+        links_changed
+    }
+
+    fn carry_out(&mut self, steps: &[Step], round: &mut Round) -> bool {
+        if steps.is_empty() {
+            return false;
+        }
         let results = self.kernel.apply(steps);
         let mut links_changed = false;
-        self.failures.clear();
+        let done_before = round.done;
         for (step, result) in steps.iter().zip(results) {
             match result {
                 Ok(()) => {
@@ -289,7 +309,7 @@ impl<K: Kernel> Reconciler<K> {
                 }
             }
         }
-        if round.done > 0 {
+        if round.done > done_before {
             let verbs = |verb| steps.iter().filter(|step| step.verb == verb).count();
             let text = format!(
                 "{} added, {} changed, {} remade, {} removed, {} failed",
@@ -297,7 +317,7 @@ impl<K: Kernel> Reconciler<K> {
                 verbs(Verb::Change),
                 verbs(Verb::Recreate),
                 verbs(Verb::Remove),
-                round.failed
+                self.failures.len()
             );
             self.events.push("apply", &format!("{} objects", steps.len()), text);
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use loden_core::api::{Event, PlanReply, Status};
 use loden_linux::netns::NetNs;
 use loden_linux::spawn;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::LabError;
 use crate::http;
@@ -61,7 +61,10 @@ impl Agent {
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         spawn::in_netns(&mut command, &ns, !stays).map_err(LabError::linux(what()))?;
         let mut child = command.spawn().map_err(|error| LabError::system(what(), error))?;
-        fs::write(self.pid_file(), child.id().to_string()).map_err(|error| LabError::system(what(), error))?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let started = pid.and_then(start_time).unwrap_or_default();
+        fs::write(self.pid_file(), format!("{} {started}", child.id()))
+            .map_err(|error| LabError::system(what(), error))?;
         // The child's end is noticed by whoever asks; a thread takes its exit status so that it leaves no zombie.
         thread::spawn(move || child.wait());
         Ok(())
@@ -124,7 +127,7 @@ impl Agent {
             Err(error) => return Err(LabError::system(what(), error)),
         }
         let deadline = Instant::now() + Duration::from_secs(10);
-        while test_kill_process(pid).is_ok() && is_lodend(pid) {
+        while self.pid() == Some(pid) {
             if Instant::now() >= deadline {
                 return Err(LabError::system(what(), format!("process {} does not end", pid.as_raw_nonzero())));
             }
@@ -133,11 +136,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Its process, if it lives: a number that now belongs to another program is not its.
+    /// Its process, if it lives: a number that now belongs to another process is not its.
     #[must_use]
     pub fn pid(&self) -> Option<Pid> {
-        let number: i32 = fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()?;
-        Pid::from_raw(number).filter(|pid| is_lodend(*pid))
+        let text = fs::read_to_string(self.pid_file()).ok()?;
+        let (number, started) = text.trim().split_once(' ')?;
+        let pid = Pid::from_raw(number.parse().ok()?)?;
+        (start_time(pid).as_deref() == Some(started)).then_some(pid)
     }
 
     /// The end of its log.
@@ -157,8 +162,15 @@ impl Agent {
     }
 }
 
-/// Whether the process is a `lodend` that has not ended (a zombie has no command line).
-fn is_lodend(pid: Pid) -> bool {
-    fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()))
-        .is_ok_and(|line| line.split(|b| *b == 0).next().is_some_and(|program| program.ends_with(b"lodend")))
+/// When the process started, in the kernel's ticks since boot (field 22 of `/proc/PID/stat`): with the number it tells one
+/// process from all others. `None` for one that has ended, a zombie too.
+fn start_time(pid: Pid) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The name before may hold anything, blanks and parentheses too.
+    let mut fields = stat.rsplit(')').next()?.split_whitespace();
+    let state = fields.next()?;
+    // The first thread may have ended before the others, which still hold what the process held.
+    let threads = || fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).map_or(0, Iterator::count);
+    let is_over = matches!(state, "Z" | "X") && threads() <= 1;
+    if is_over { None } else { fields.nth(18).map(str::to_owned) }
 }

@@ -2,6 +2,8 @@
 
 mod taken;
 
+use std::net::IpAddr;
+
 use loden_core::kernel::link::{Link, LinkKind};
 use loden_core::kernel::{KernelError, Key, Object, Observed, Sort, Via};
 use loden_core::model::IfName;
@@ -204,7 +206,9 @@ impl LinuxKernel {
             (Key::Nexthop(dev, gateway), _) => {
                 let number = number(dev)?;
                 let id = self.index.fresh_nexthop();
-                nexthop::add(w, id, number, gateway, self.index.is_tunnel(dev));
+                // A link-local gateway is on its link without saying so, and is looked for elsewhere if one says so.
+                let is_link_local = matches!(gateway, IpAddr::V6(addr) if addr.is_unicast_link_local());
+                nexthop::add(w, id, number, gateway, self.index.is_tunnel(dev) && !is_link_local);
                 self.index.put_nexthop(dev, gateway, id);
             }
             (Key::Neighbour(dev, addr), Some(Object::Neighbour(mac))) => neighbour::put(w, number(dev)?, addr, *mac),

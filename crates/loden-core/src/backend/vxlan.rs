@@ -1,6 +1,7 @@
 //! VXLAN, routed: per peer one route, one ARP entry, one FDB entry. No flooding, no learning.
 //!
-//! The gateway of a peer's routes is the network address of its lowest block, which its VTEP device bears: the ARP entry
+//! The gateway of a peer's routes is, in IPv4, the network address of its lowest block, which its VTEP device bears (in IPv6
+//! the link-local address of its VTEP): the ARP entry
 //! turns it into the VTEP's Ethernet address, the FDB entry turns that into the host's address. One device for each family
 //! of the underlay; either carries both families of pods.
 
@@ -77,7 +78,7 @@ impl Backend for VxlanConfig {
             return Ok(());
         }
         let (dev, mac, vtep) = self.vtep_of(cx, peer)?;
-        let Some(gateway) = blocks.first().map(|block| block.cidr.network()) else { return Ok(()) };
+        let Some(gateway) = blocks.first().map(|block| gateway(block, mac)) else { return Ok(()) };
         out.want(Key::Neighbour(dev, gateway), Object::Neighbour(mac), "ARP entry of the VTEP");
         out.want(Key::Fdb(dev, mac), Object::Fdb(vtep), "FDB entry of the VTEP");
         out.want(Key::Nexthop(dev, gateway), Object::Nexthop, "VTEP");
@@ -202,4 +203,13 @@ fn spare_name(vni: Vni, port: u16, underlay: Family) -> Option<IfName> {
 /// A device's address hangs on nothing but the node's identity and the device's name.
 fn derived_mac(view: &View, dev: IfName) -> Mac {
     Mac::derived(&[view.local.uid.as_str(), dev.as_str()])
+}
+
+/// What a peer's routes lead to. An IPv6 gateway on a link must not be reached by another (`ip6_route_check_nh_onlink`,
+/// net/ipv6/route.c), and the block's own address is, as long as the block is routed elsewhere: so it is a link-local one.
+fn gateway(block: &Block, vtep: Mac) -> IpAddr {
+    match block.cidr.family() {
+        Family::V4 => block.cidr.network(),
+        Family::V6 => vtep.link_local().into(),
+    }
 }

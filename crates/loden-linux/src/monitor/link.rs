@@ -77,9 +77,9 @@ impl Links {
             return;
         }
         if !was_own && group != LINK_GROUP {
-            // A foreign link that takes a wanted name must be seen as well; there are few and it costs a listing of links.
-            if !is_gone && Some(name) != underlay {
-                report(self.seen(seen));
+            // A foreign link that takes a wanted name, or gives it free, must be seen as well.
+            if Some(name) != underlay {
+                report(if is_gone { Event::Gone(Key::Link(name)) } else { self.seen(seen) });
             }
             return;
         }

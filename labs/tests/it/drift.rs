@@ -1,0 +1,165 @@
+//! Every kind of object is changed by hand, and made right again; what others made beside it stays.
+
+use std::collections::BTreeSet;
+
+use loden_core::kernel::{Kernel, Key, Object, Observed, Scope, Sort};
+use loden_core::model::IfName;
+use loden_lab::Lab;
+use loden_linux::netlink::Writer;
+use loden_linux::rt::{address, link, neighbour, nexthop, route};
+use loden_linux::{LinuxKernel, sysctl};
+
+use crate::support::{POOLS, SEGMENT, all_reach, by_hand, hosts, number, say, up, wait_for};
+
+/// All but the nftables table, which only its owner can look at without taking it over.
+fn observe(lab: &Lab) -> Observed {
+    let sorts: BTreeSet<Sort> =
+        [Sort::Link, Sort::Address, Sort::Nexthop, Sort::Neighbour, Sort::Fdb, Sort::Route].into();
+    let links = ["cni0", "flannel.1", "flannel-v6.1"].map(|name| name.parse().expect("name"));
+    let scope = Scope { sorts, links: links.into(), ..Scope::default() };
+    let seen = lab.netns("host1").expect("netns").run(|| LinuxKernel::open().expect("kernel").observe(&scope));
+    seen.expect("a thread").expect("observed")
+}
+
+fn dev(name: &str) -> IfName {
+    name.parse().expect("name")
+}
+
+#[test]
+fn each_kind_of_drift_is_repaired_and_named_and_foreign_things_stay() {
+    let lab = up("drift", &[SEGMENT, &hosts(2, ""), POOLS].concat());
+    let agent = lab.agent("host1").expect("an agent");
+    foreign(&lab);
+    let before = observe(&lab);
+    let index = |name: &str| number(&lab, "host1", name).expect("a link");
+    let (vtep, bridge) = (index("flannel.1"), index("cni0"));
+    let find = |wanted: fn(&Key, &Object) -> bool| {
+        before
+            .iter()
+            .find(|(key, object)| wanted(key, object))
+            .map(|(key, object)| (*key, object.clone()))
+            .expect("there")
+    };
+    let (route_key, _) = find(|key, _| matches!(key, Key::Route(prefix, _) if prefix.network().is_ipv4()));
+    let (neighbour_key, _) = find(|key, _| matches!(key, Key::Neighbour(..)));
+    let (fdb_key, _) = find(|key, _| matches!(key, Key::Fdb(dev, _) if dev.as_str() == "flannel.1"));
+    let (address_key, _) =
+        find(|key, _| matches!(key, Key::Address(dev, net) if dev.as_str() == "cni0" && net.addr().is_ipv4()));
+
+    type Break<'a> = (&'a str, Box<dyn Fn(&mut Writer) + Send + Sync + 'a>);
+    let breaks: Vec<Break<'_>> = vec![
+        (
+            "route deleted",
+            Box::new(move |w| {
+                if let Key::Route(prefix, priority) = route_key {
+                    route::delete(w, prefix, priority)
+                }
+            }),
+        ),
+        ("nexthop deleted", Box::new(|w| nexthop::delete(w, nexthop_id(&lab)))),
+        (
+            "neighbour deleted",
+            Box::new(|w| {
+                if let Key::Neighbour(dev, addr) = neighbour_key {
+                    neighbour::delete(w, index(dev.as_str()), addr)
+                }
+            }),
+        ),
+        (
+            "FDB entry deleted",
+            Box::new(move |w| {
+                if let Key::Fdb(_, mac) = fdb_key {
+                    neighbour::delete_fdb(w, vtep, mac)
+                }
+            }),
+        ),
+        (
+            "address deleted",
+            Box::new(move |w| {
+                if let Key::Address(_, net) = address_key {
+                    address::delete(w, net, bridge)
+                }
+            }),
+        ),
+        ("VTEP device down", Box::new(|w| link::set_up(w, dev("flannel.1"), false))),
+        ("bridge down", Box::new(|w| link::set_up(w, dev("cni0"), false))),
+        ("MTU changed", Box::new(|w| link::set_mtu(w, dev("flannel.1"), 1300))),
+        ("MAC changed", Box::new(|w| set_mac(w, "flannel.1"))),
+        ("VTEP device deleted", Box::new(|w| link::delete(w, dev("flannel.1")))),
+        ("bridge deleted", Box::new(|w| link::delete(w, dev("cni0")))),
+    ];
+    let mut times = Vec::new();
+    for (what, break_it) in &breaks {
+        let last = agent.events(0).expect("events").last().map_or(0, |event| event.seq);
+        by_hand(&lab, "host1", break_it);
+        let took = wait_for(what, || same(&observe(&lab), &before));
+        times.push((took.as_secs_f64() * 1000.0, *what));
+        wait_for("an event that names it", || {
+            agent.events(last).expect("events").iter().any(|event| event.sort == "repair" && !event.object.is_empty())
+        });
+        all_reach(&lab);
+    }
+    let path = "net/ipv4/conf/flannel.1/rp_filter";
+    lab.netns("host1").expect("netns").run(|| sysctl::write(path, 1)).expect("thread").expect("written");
+    let read = || lab.netns("host1").expect("netns").run(|| sysctl::read(path)).expect("thread").expect("read");
+    times.push((wait_for("sysctl", || read() == Some(2)).as_secs_f64() * 1000.0, "sysctl changed"));
+
+    times.sort_by(|a, b| a.0.total_cmp(&b.0));
+    times.iter().for_each(|(ms, what)| say(&format!("{what:24} repaired after {ms:7.1} ms")));
+    say(&format!("median {:.1} ms, worst {:.1} ms", times[times.len() / 2].0, times[times.len() - 1].0));
+    assert!(foreign_is_there(&lab));
+    let after = agent.status().expect("a status");
+    assert_eq!((after.kernel.pending, after.kernel.failing.len()), (0, 0));
+}
+
+/// The same objects, whatever the numbers of links are now.
+fn same(now: &Observed, before: &Observed) -> bool {
+    now == before
+}
+
+fn nexthop_id(lab: &Lab) -> u32 {
+    use loden_linux::netlink::{Protocol, Socket};
+    let all = lab.netns("host1").expect("netns").run(|| {
+        let mut w = Writer::default();
+        nexthop::list(&mut w);
+        let mut socket = Socket::open(Protocol::Route).expect("socket");
+        socket.dump("nexthops", &mut w, Vec::new, |all: &mut Vec<_>, m| all.extend(nexthop::parse(m.payload)))
+    });
+    all.expect("thread").expect("nexthops").iter().find(|seen| seen.ours).expect("one of ours").id
+}
+
+fn set_mac(w: &mut Writer, name: &str) {
+    w.begin(link::SET, 0);
+    w.raw(&link::info(0, 0, 0));
+    w.text(link::ifla::IFNAME, name);
+    w.mac(link::ifla::ADDRESS, loden_core::model::Mac([2, 0, 0, 0, 0, 9]));
+    w.end();
+}
+
+/// A route of another protocol and a neighbour that an administrator made.
+fn foreign(lab: &Lab) {
+    let eth0 = number(lab, "host1", "eth0").expect("eth0");
+    by_hand(lab, "host1", |w| {
+        route::add_foreign(w, "172.20.0.0/16".parse().expect("prefix"), 0, route::To::Link(eth0));
+        neighbour::put(w, eth0, [192, 0, 2, 77].into(), loden_core::model::Mac([2, 0, 0, 0, 0, 7]));
+    });
+}
+
+fn foreign_is_there(lab: &Lab) -> bool {
+    use loden_linux::netlink::{Protocol, Socket};
+    let eth0 = number(lab, "host1", "eth0").expect("eth0");
+    lab.netns("host1")
+        .expect("netns")
+        .run(|| {
+            let mut socket = Socket::open(Protocol::Route).expect("socket");
+            let routes = route::read(&mut socket, loden_core::model::Family::V4, 4).expect("routes");
+            let mut w = Writer::default();
+            neighbour::list(&mut w, loden_core::model::Family::V4);
+            let entries = socket
+                .dump("neighbours", &mut w, Vec::new, |all: &mut Vec<_>, m| all.extend(neighbour::parse(m.payload)))
+                .expect("neighbours");
+            routes.iter().any(|r| r.prefix.to_string() == "172.20.0.0/16")
+                && entries.iter().any(|e| e.is_permanent && e.index == eth0)
+        })
+        .expect("a thread")
+}
