@@ -12,7 +12,8 @@ fn hostile_input_has_its_code_and_leaves_nothing() {
     let large = format!(r#"{{"cniVersion":"1.0.0","name":"net","x":"{}"}}"#, "y".repeat(1 << 20));
     let own = host.netns_path("host");
     let own = own.to_str().expect("text");
-    let cases: [(&str, &[u8], &[(&str, &str)], u64); 12] = [
+    type Case<'a> = (&'a str, &'a [u8], &'a [(&'a str, &'a str)], u64);
+    let cases: [Case<'_>; 12] = [
         ("empty input", b"", &[], 6),
         ("no JSON", b"{", &[], 6),
         ("a list", b"[]", &[], 6),
