@@ -6,22 +6,22 @@ use loden_core::model::{BackendConfig, Entry, Pool, Receive, Record, Vni, VxlanC
 use loden_core::plan::Plan;
 use loden_core::view::{Changed, View};
 
-use crate::kernel::ModelKernel;
+use loden_testkit::FakeKernel;
 use crate::picture;
 
 /// A host of `fixtures/cluster/ipv4-only.toml` whose kernel has followed.
-fn at_rest() -> (View, ModelKernel) {
+fn at_rest() -> (View, FakeKernel) {
     let text = std::fs::read_to_string(picture::fixtures().join("cluster/ipv4-only.toml")).expect("picture");
     let view = picture::read(&text);
-    let mut kernel = ModelKernel::new("eth0");
-    kernel.apply(&Plan::of(&picture::desired(&view)), |_, _| {});
+    let mut kernel = FakeKernel::new("eth0");
+    kernel.run(&Plan::of(&picture::desired(&view)), |_, _| {});
     (view, kernel)
 }
 
 /// Changes the pool's backend and says what is to be done about it, then what is wrong.
 fn check(
     change: impl FnOnce(&mut VxlanConfig),
-    prepare: impl FnOnce(&mut View, &mut ModelKernel),
+    prepare: impl FnOnce(&mut View, &mut FakeKernel),
     plan: &str,
     problems: &str,
 ) {
@@ -35,7 +35,7 @@ fn check(
     let changed = view.put(&Entry { record: Record::Pool(pool), created: 1, revision: 99 });
     let all = Changed { all: true, ..changed };
     desired.update(&view, &all);
-    desired.observed(&ModelKernel::all_sorts(), kernel.objects);
+    desired.observed(&FakeKernel::all_sorts(), kernel.objects);
     assert_eq!(Plan::of(&desired).to_string(), plan);
     assert_eq!(picture::problems(&view, &desired), problems);
 }
@@ -115,7 +115,7 @@ fn a_device_of_our_own_with_other_settings_is_made_anew() {
     let wrong = Link { kind: wanted.kind, ..*right };
     kernel.objects.insert(key, Object::Link(Box::new(wrong)));
     let mut desired = picture::desired(&view);
-    desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
+    desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
     let plan = Plan::of(&desired);
     assert_eq!(
         plan.to_string(),
@@ -124,9 +124,9 @@ fn a_device_of_our_own_with_other_settings_is_made_anew() {
          5a:7e:80:a9:0b:46 up)   # VTEP device, pool four\n"
     );
     // What stood on it went with it; the next look says what to make again.
-    kernel.apply(&plan, |_, _| {});
-    desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
-    kernel.apply(&Plan::of(&desired), |_, _| {});
-    desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
+    kernel.run(&plan, |_, _| {});
+    desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
+    kernel.run(&Plan::of(&desired), |_, _| {});
+    desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
     assert!(Plan::of(&desired).is_empty());
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use loden_core::plan::Plan;
 
-use crate::kernel::ModelKernel;
+use loden_testkit::FakeKernel;
 use crate::picture;
 
 #[test]
@@ -26,7 +26,7 @@ fn every_cluster_picture_gives_its_plan_and_its_problems() {
         faults += &compare(&path.with_extension("problems"), &picture::problems(&view, &desired));
         // What the picture asks for, a kernel takes in this order. Pods' links are made by the plugin, never here.
         let underlay = view.local.underlay.as_ref().map_or("eth0", |underlay| underlay.ifname.as_str());
-        ModelKernel::new(underlay).apply(&plan, |_, _| {});
+        FakeKernel::new(underlay).run(&plan, |_, _| {});
         count += 1;
     }
     assert!(count > 10, "the pictures are not where they are looked for");

@@ -4,7 +4,6 @@
 mod config;
 mod faults;
 mod golden;
-mod kernel;
 mod order;
 mod picture;
 mod pools;

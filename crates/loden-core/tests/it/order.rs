@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::json;
 
-use crate::kernel::ModelKernel;
+use loden_testkit::FakeKernel;
 use crate::picture;
 
 const HOSTS: u8 = 5;
@@ -248,7 +248,7 @@ proptest! {
     #[test]
     fn a_plan_makes_before_it_breaks_and_then_there_is_nothing_to_do(before in records(), after in records()) {
         let mut follower = Follower::new();
-        let mut kernel = ModelKernel::new("eth0");
+        let mut kernel = FakeKernel::new("eth0");
         before.iter().for_each(|record| drop(follower.put(record)));
         reach_rest(&mut follower.desired, &mut kernel, &BTreeSet::new())?;
 
@@ -264,9 +264,9 @@ proptest! {
 
 /// Plans and applies until nothing is left to do. What `stays` is there after every step; only a device that has to be made
 /// anew takes with it what stands on it.
-fn reach_rest(desired: &mut Desired, kernel: &mut ModelKernel, stays: &BTreeSet<Key>) -> Result<(), TestCaseError> {
+fn reach_rest(desired: &mut Desired, kernel: &mut FakeKernel, stays: &BTreeSet<Key>) -> Result<(), TestCaseError> {
     for _ in 0..4 {
-        desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
+        desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
         let plan = Plan::of(desired);
         if plan.is_empty() {
             return Ok(());
@@ -278,7 +278,7 @@ fn reach_rest(desired: &mut Desired, kernel: &mut ModelKernel, stays: &BTreeSet<
         }
         let breaks = plan.steps.iter().any(|step| step.verb == Verb::Recreate);
         let mut missing = Vec::new();
-        kernel.apply(&plan, |now, step| {
+        kernel.run(&plan, |now, step| {
             missing.extend(
                 stays.iter().filter(|key| !now.objects.contains_key(key)).map(|key| format!("{key} at {step}")),
             );
@@ -329,9 +329,9 @@ fn one_peer_more_among_ten_thousand_is_four_objects_and_nothing_else_is_thought_
         }
     }
     follower.desired.update(&follower.view, &picture::everything());
-    let mut kernel = ModelKernel::new("eth0");
+    let mut kernel = FakeKernel::new("eth0");
     kernel.objects = follower.desired.map().all_desired().iter().map(|(key, w)| (*key, w.object.clone())).collect();
-    follower.desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
+    follower.desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
     assert!(Plan::of(&follower.desired).is_empty());
 
     let records = peer(10_001);
@@ -349,8 +349,8 @@ fn one_peer_more_among_ten_thousand_is_four_objects_and_nothing_else_is_thought_
          peer-10001, pool big\n\
          + route 10.39.17.0/24 via 10.39.17.0 dev flannel.1   # route to a block of node peer-10001, pool big\n"
     );
-    kernel.apply(&added, |_, _| {});
-    follower.desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
+    kernel.run(&added, |_, _| {});
+    follower.desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
     records.iter().for_each(|record| follower.delete(&record.key()));
     let removed: Vec<_> = Plan::of(&follower.desired).steps.into_iter().map(|step| (step.verb, step.key)).collect();
     let undone: Vec<_> = added.steps.iter().rev().map(|step| (Verb::Remove, step.key)).collect();
@@ -390,8 +390,8 @@ fn after_a_start_nothing_is_removed_before_it_is_known_what_is_wanted() {
     let mut follower = Follower::new();
     follower.put(&Record::Pool(big_pool()));
     peer(1).iter().for_each(|record| drop(follower.put(record)));
-    let mut kernel = ModelKernel::new("eth0");
-    kernel.apply(&Plan::of(&follower.desired), |_, _| {});
+    let mut kernel = FakeKernel::new("eth0");
+    kernel.run(&Plan::of(&follower.desired), |_, _| {});
 
     // No external interface, a pool that is faulty, an MTU that is too small: in each case the agent has just begun.
     let mut without = follower.view.clone();
@@ -403,11 +403,11 @@ fn after_a_start_nothing_is_removed_before_it_is_known_what_is_wanted() {
     small.set_local(Local { underlay: local().underlay.map(|underlay| Underlay { mtu: 100, ..underlay }), ..local() });
     for view in [without, faulty, small] {
         let mut desired = picture::desired(&view);
-        desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
+        desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
         assert_eq!(Plan::of(&desired).to_string(), "");
     }
     // With everything known, what nobody wants goes.
     let mut desired = picture::desired(&View::new(local()));
-    desired.observed(&ModelKernel::all_sorts(), kernel.objects.clone());
+    desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
     assert!(!Plan::of(&desired).is_empty());
 }

@@ -1,6 +1,6 @@
 //! A small cluster: one datastore whose records have one order, and hosts that follow it with any delay.
 //!
-//! Each host has a view, a desired state and a [`ModelKernel`], and does what the agent does: it takes in records, makes its
+//! Each host has a view, a desired state and a [`FakeKernel`], and does what the agent does: it takes in records, makes its
 //! kernel follow, and writes its own record later, when it has come to know what it may say.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use loden_core::plan::Plan;
 use loden_core::underlay::Underlay;
 use loden_core::view::{Changed, Local, View};
 
-use crate::kernel::ModelKernel;
+use loden_testkit::FakeKernel;
 use crate::picture;
 
 type Sends = BTreeMap<PoolName, BTreeSet<BackendConfig>>;
@@ -33,7 +33,7 @@ pub struct Host {
     pub name: NodeName,
     pub view: View,
     pub desired: Desired,
-    pub kernel: ModelKernel,
+    pub kernel: FakeKernel,
     changed: Changed,
     /// How much of the log has been taken in.
     cursor: usize,
@@ -91,7 +91,7 @@ impl Sim {
         for pass in 0.. {
             let host = &mut self.hosts[n];
             let seen = host.kernel.objects.clone();
-            host.desired.observed(&ModelKernel::all_sorts(), seen);
+            host.desired.observed(&FakeKernel::all_sorts(), seen);
             let plan = Plan::of(&host.desired);
             assert!(plan.refused.is_empty(), "{plan}");
             if plan.is_empty() {
@@ -99,7 +99,7 @@ impl Sim {
             }
             assert!(pass < 4, "{} does not come to an end:\n{plan}", host.name);
             let mut kernel = std::mem::take(&mut host.kernel);
-            kernel.apply(&plan, |now, step| {
+            kernel.run(&plan, |now, step| {
                 self.hosts[n].kernel = now.clone();
                 self.check(&format!("after step of {}: {step}", self.hosts[n].name));
             });
@@ -206,7 +206,7 @@ impl Host {
             name: local.node.clone(),
             view: View::new(local),
             desired: Desired::new(),
-            kernel: ModelKernel::new("eth0"),
+            kernel: FakeKernel::new("eth0"),
             changed: picture::everything(),
             cursor: 0,
             facts: None,
