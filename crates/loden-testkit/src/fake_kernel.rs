@@ -186,7 +186,8 @@ impl Kernel for FakeKernel {
             (Key::Link(dev), Object::Link(link)) => link.group == LINK_GROUP || scope.links.contains(dev),
             _ => true,
         };
-        let seen = self.objects.iter().filter(|(key, object)| scope.sorts.contains(&key.sort()) && is_in_scope(key, object));
+        let seen =
+            self.objects.iter().filter(|(key, object)| scope.sorts.contains(&key.sort()) && is_in_scope(key, object));
         Ok(seen.map(|(key, object)| (*key, object.clone())).collect())
     }
 

@@ -6,8 +6,8 @@ use loden_core::model::{BackendConfig, Entry, Pool, Receive, Record, Vni, VxlanC
 use loden_core::plan::Plan;
 use loden_core::view::{Changed, View};
 
-use loden_testkit::FakeKernel;
 use crate::picture;
+use loden_testkit::FakeKernel;
 
 /// A host of `fixtures/cluster/ipv4-only.toml` whose kernel has followed.
 fn at_rest() -> (View, FakeKernel) {

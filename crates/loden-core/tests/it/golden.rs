@@ -7,8 +7,8 @@ use std::path::Path;
 
 use loden_core::plan::Plan;
 
-use loden_testkit::FakeKernel;
 use crate::picture;
+use loden_testkit::FakeKernel;
 
 #[test]
 fn every_cluster_picture_gives_its_plan_and_its_problems() {

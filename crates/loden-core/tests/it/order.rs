@@ -15,8 +15,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::json;
 
-use loden_testkit::FakeKernel;
 use crate::picture;
+use loden_testkit::FakeKernel;
 
 const HOSTS: u8 = 5;
 

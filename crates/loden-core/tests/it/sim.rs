@@ -15,8 +15,8 @@ use loden_core::plan::Plan;
 use loden_core::underlay::Underlay;
 use loden_core::view::{Changed, Local, View};
 
-use loden_testkit::FakeKernel;
 use crate::picture;
+use loden_testkit::FakeKernel;
 
 type Sends = BTreeMap<PoolName, BTreeSet<BackendConfig>>;
 

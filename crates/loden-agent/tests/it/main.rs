@@ -1,0 +1,5 @@
+//! The reconciler on the fake kernel: restarts, drift, faults at every step.
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
+
+mod cluster;
+mod reconcile;

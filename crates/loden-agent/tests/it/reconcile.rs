@@ -1,0 +1,149 @@
+//! What the reconciler promises, whatever happens to it.
+
+use loden_core::kernel::link::{Link, LinkKind, Vxlan};
+use loden_core::kernel::{Event, Key, Object, Sort};
+use loden_core::model::Vni;
+use loden_testkit::FakeKernel;
+
+use crate::cluster::{host_gw, listing, published, reconciler, settle, settled, vxlan};
+
+#[test]
+fn a_start_on_a_kernel_that_is_right_writes_nothing() {
+    let mut kernel = settled(5, &vxlan());
+    kernel.writes.clear();
+    let mut again = reconciler(kernel);
+    again.listing(&listing(5, &vxlan()));
+    let round = again.round();
+    assert_eq!((round.done, round.failed, round.repairs), (0, 0, 0));
+    assert_eq!(again.kernel().written(), 0);
+    assert!(again.facts().mtu_pod.is_some());
+}
+
+#[test]
+fn nothing_is_touched_before_the_store_has_been_listed() {
+    let mut early = reconciler(settled(5, &vxlan()));
+    early.kernel().writes.clear();
+    assert!(early.kernel_event(Event::Overrun));
+    assert_eq!(early.round().done, 0);
+    assert_eq!(early.kernel().written(), 0);
+    assert_eq!(early.facts().mtu_pod, None);
+    assert!(early.problems().iter().any(|problem| problem.subject == "the datastore"));
+}
+
+#[test]
+fn drift_of_each_object_is_repaired_and_named() {
+    let kernel = settled(2, &vxlan());
+    for key in kernel.objects.keys().copied().filter(|key| key.sort() != Sort::Sysctl) {
+        let mut agent = reconciler(kernel.clone());
+        agent.listing(&listing(2, &vxlan()));
+        agent.round();
+        agent.kernel().drift(&key);
+        assert!(agent.kernel_event(Event::Gone(key)), "{key}: the report calls for a round");
+        Sort::ALL.into_iter().for_each(|sort| assert!(agent.kernel_event(Event::Stale(sort))));
+        let round = agent.round();
+        assert!(round.repairs > 0 && round.failed == 0, "{key}: {round:?}");
+        assert_eq!(agent.kernel().objects, kernel.objects, "{key}");
+        let named =
+            agent.events.after(0).into_iter().any(|event| event.sort == "repair" && event.object == key.to_string());
+        assert!(named, "{key}: no event names it");
+    }
+}
+
+#[test]
+fn a_fault_at_any_step_is_told_keeps_what_there_was_and_is_overcome() {
+    let wanted = settled(3, &vxlan());
+    let steps = usize::try_from(wanted.written()).expect("few");
+    for n in 0..steps {
+        let mut kernel = FakeKernel::new("eth0");
+        kernel.fail_in = Some((n, 12));
+        let mut agent = reconciler(kernel);
+        agent.listing(&listing(3, &vxlan()));
+        let round = agent.round();
+        // What hangs on the failed step fails with it.
+        assert!(round.failed >= 1, "step {n}");
+        assert!(agent.events.after(0).iter().any(|event| event.sort == "error" && event.text.contains("error 12")));
+        settle(&mut agent);
+        assert_eq!(agent.kernel().objects, wanted.objects, "step {n}");
+        assert!(agent.failures().is_empty());
+    }
+}
+
+#[test]
+fn a_fault_at_any_step_of_a_switch_never_leaves_a_peer_without_a_route() {
+    let before = settled(3, &vxlan());
+    for n in 0..20 {
+        let mut agent = reconciler(before.clone());
+        agent.listing(&listing(3, &vxlan()));
+        agent.round();
+        agent.kernel().fail_in = Some((n, 12));
+        agent.listing(&listing(3, &host_gw()));
+        for _ in 0..5 {
+            agent.round();
+            let routes = agent.kernel().objects.keys().filter(|key| key.sort() == Sort::Route).count();
+            assert_eq!(routes, 3, "step {n}");
+        }
+        settle(&mut agent);
+        // The device goes when everybody has read that this node takes nothing in by it any more.
+        let facts = agent.facts().clone();
+        agent.listing(&published(listing(3, &host_gw()), &facts));
+        settle(&mut agent);
+        let kernel = agent.kernel();
+        assert!(!kernel.objects.contains_key(&Key::Link("flannel.1".parse().expect("name"))), "step {n}");
+    }
+}
+
+#[test]
+fn a_kernel_that_cannot_be_read_is_not_written() {
+    let mut agent = reconciler(settled(2, &vxlan()));
+    agent.kernel().is_blind = true;
+    agent.kernel().writes.clear();
+    agent.listing(&listing(2, &host_gw()));
+    let round = agent.round();
+    assert_eq!((round.done, round.failed), (0, 1));
+    assert_eq!(agent.kernel().written(), 0);
+    assert!(agent.problems().iter().any(|problem| problem.cause.contains("Input/output error")));
+    agent.kernel().is_blind = false;
+    settle(&mut agent);
+    assert!(agent.problems().iter().all(|problem| !problem.cause.contains("Input/output error")));
+}
+
+#[test]
+fn nodes_that_went_while_the_agent_was_off_leave_no_trace() {
+    let mut agent = reconciler(settled(6, &vxlan()));
+    agent.listing(&listing(2, &vxlan()));
+    settle(&mut agent);
+    assert_eq!(agent.kernel().objects, settled(2, &vxlan()).objects);
+    // And a listing without them, after the store was away, is the same as reports of their end.
+    let mut agent = reconciler(FakeKernel::new("eth0"));
+    agent.listing(&listing(6, &vxlan()));
+    settle(&mut agent);
+    agent.listing(&listing(2, &vxlan()));
+    settle(&mut agent);
+    assert_eq!(agent.kernel().objects, settled(2, &vxlan()).objects);
+}
+
+#[test]
+fn a_foreign_device_of_our_name_is_left_and_the_rest_goes_on() {
+    let mut kernel = FakeKernel::new("eth0");
+    let name = "flannel.1".parse().expect("name");
+    let kind = LinkKind::Vxlan(Vxlan {
+        vni: Vni::new(9).expect("vni"),
+        underlay: None,
+        local: Some([192, 0, 2, 1].into()),
+        port: 4789,
+        learning: true,
+        gbp: false,
+    });
+    let foreign = Object::Link(Box::new(Link { kind, mtu: 1400, mac: None, up: true, master: None, group: 0 }));
+    kernel.objects.insert(Key::Link(name), foreign.clone());
+    let mut agent = reconciler(kernel);
+    agent.listing(&listing(2, &vxlan()));
+    agent.round();
+    assert_eq!(agent.kernel().objects.get(&Key::Link(name)), Some(&foreign));
+    assert!(agent.kernel().objects.keys().all(|key| key.device() != Some(name) || *key == Key::Link(name)));
+    assert!(agent.kernel().objects.contains_key(&Key::Link("cni0".parse().expect("name"))));
+    let named = agent.problems().iter().any(|p| p.subject == "link flannel.1" && p.cause.contains("left alone"));
+    assert!(named, "{:?}", agent.problems());
+    // What is not in the kernel is not promised to anybody.
+    assert_eq!(agent.facts().receives, Vec::new());
+}
