@@ -1,4 +1,7 @@
 //! The stores, each through the conformance suite, and SQLite's own faults.
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
+
+mod faults;
 
 use std::sync::Arc;
 
