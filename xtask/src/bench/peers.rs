@@ -194,16 +194,7 @@ fn view(peers: u32) -> View {
         underlay: Some(underlay),
     };
     let mut view = View::new(local);
-    let pool = Pool {
-        name: name("default"),
-        cidr: Prefix::holding([10, 64, 0, 0].into(), 10),
-        block_len: 24,
-        backend: BackendConfig::Vxlan(VxlanConfig::default()),
-        nat_outgoing: true,
-        node_selector: Default::default(),
-        unknown: Default::default(),
-    };
-    view.put(&entry(Record::Pool(pool)));
+    view.put(&entry(Record::Pool(pool())));
     for n in 0..=peers {
         for entry in node(n) {
             view.put(&entry);
@@ -212,12 +203,30 @@ fn view(peers: u32) -> View {
     view
 }
 
+fn pool() -> Pool {
+    Pool {
+        name: name("many"),
+        cidr: Prefix::holding([10, 64, 0, 0].into(), 10),
+        block_len: 24,
+        backend: BackendConfig::Vxlan(VxlanConfig::default()),
+        nat_outgoing: true,
+        node_selector: Default::default(),
+        unknown: Default::default(),
+    }
+}
+
+/// The records of a pool and of so many nodes with a block of it each.
+pub fn records(nodes: u32) -> Vec<Record> {
+    let nodes = (1..=nodes).flat_map(node).map(|entry| entry.record);
+    std::iter::once(Record::Pool(pool())).chain(nodes).collect()
+}
+
 fn entry(record: Record) -> Entry {
     Entry { record, created: 1, revision: 1 }
 }
 
 /// A node and its block.
-fn node(n: u32) -> [Entry; 2] {
+pub fn node(n: u32) -> [Entry; 2] {
     let node: NodeName = name(&format!("n{n}"));
     let vni = VxlanConfig::default().vni;
     let receive = |vni: Vni| Receive::Vxlan {
@@ -229,7 +238,7 @@ fn node(n: u32) -> [Entry; 2] {
     let cidr = Prefix::holding([10, 64, 0, 0].into(), 10).nth_subnet(24, n.into());
     let block = Block {
         cidr: cidr.unwrap_or_else(|| Prefix::holding([10, 127, 255, 0].into(), 24)),
-        pool: name("default"),
+        pool: name("many"),
         owner: node.clone(),
         owner_uid: name(&format!("uid-n{n}")),
     };
