@@ -16,6 +16,7 @@ use loden_lab::{Lab, LabError, Topology};
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::rt::neighbour;
 use loden_linux::{LinuxError, LinuxKernel, netns};
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 use serde::Serialize;
 
@@ -59,7 +60,10 @@ struct Figures {
 pub fn run(options: &Options) -> Result<()> {
     shell::say("· building lodend, loden-cni and loden (the first time takes a few minutes)");
     let binaries = shell::build(false)?;
-    let labs = place()?;
+    if options.keep && !rustix::process::geteuid().is_root() {
+        bail!("--keep needs root: an ordinary user's lab is in namespaces that end with this program");
+    }
+    let (labs, scratch) = place()?;
     let topology = Topology::parse(&TOPOLOGY.replace("\"flat3\"", "\"demo\""))?;
     let began = Instant::now();
     let dir = labs.join("demo");
@@ -80,6 +84,10 @@ pub fn run(options: &Options) -> Result<()> {
     } else {
         lab.down()?;
         let left = lab.leftovers();
+        if let Some(scratch) = scratch {
+            unmount(&scratch, UnmountFlags::DETACH)?;
+            std::fs::remove_dir(&scratch)?;
+        }
         figures.leftovers = left.len();
         left.iter().for_each(|what| shell::say(&format!("left over: {what}")));
         shell::say("✓ everything is taken down, nothing is left");
@@ -92,17 +100,17 @@ pub fn run(options: &Options) -> Result<()> {
     judge(&figures)
 }
 
-/// Where the lab is made: for root where labs are, for others in namespaces of their own.
-fn place() -> Result<PathBuf> {
+/// Where the lab is made: for root where labs are, for others in namespaces of their own (and what is to be removed then).
+fn place() -> Result<(PathBuf, Option<PathBuf>)> {
     if rustix::process::geteuid().is_root() {
-        return Ok(Path::new(loden_lab::lab::LABS).to_owned());
+        return Ok((Path::new(loden_lab::lab::LABS).to_owned(), None));
     }
     let scratch = std::env::temp_dir().join(format!("loden-demo-{}", std::process::id()));
     std::fs::create_dir_all(&scratch)?;
     netns::become_root_in_user_namespace(&scratch).context(
         "as an ordinary user the demo needs user namespaces, which this kernel does not let you make: run it as root",
     )?;
-    Ok(scratch)
+    Ok((scratch.clone(), Some(scratch)))
 }
 
 fn show(lab: &Lab) -> Result<Figures> {

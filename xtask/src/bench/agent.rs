@@ -34,7 +34,7 @@ pub fn run() -> Result<Vec<Row>> {
         ours,
         peer,
         unit,
-        ratio: peer / ours.max(f64::EPSILON),
+        ratio: peer / ours.max(0.001),
         floor: 1.0,
         goal: 1.0,
         runs: 1,
