@@ -32,9 +32,13 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     let looked = veth::check_host(&attachment);
     faults.extend(looked.map_err(|error| failed("the host's side cannot be looked at", &error))?);
     let path = call.environment.netns.clone().unwrap_or_default();
-    let looked = NetNs::open(Path::new(&path))
-        .and_then(|netns| veth::check_pod(&attachment, &attach::routes(&attachment), &netns));
-    faults.extend(looked.map_err(|error| failed("the pod's side cannot be looked at", &error))?);
+    match NetNs::open(Path::new(&path)) {
+        Ok(netns) => {
+            let looked = veth::check_pod(&attachment, &attach::routes(&attachment), &netns);
+            faults.extend(looked.map_err(|error| failed("the pod's side cannot be looked at", &error))?);
+        }
+        Err(error) => faults.push(format!("the pod has gone: {error}")),
+    }
     if faults.is_empty() {
         return Ok(());
     }

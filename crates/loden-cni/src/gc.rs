@@ -2,26 +2,31 @@
 
 use loden_core::attach;
 use loden_core::cni::{CniError, Code};
-use loden_linux::veth;
+use loden_linux::{LinuxError, veth};
 
-use crate::{Call, key_of};
+use crate::{Call, failed};
 
 /// Answers GC. Goes on after an error and reports all. A runtime that gave no list has not said that nothing is valid.
 pub fn run(call: &Call) -> Result<(), CniError> {
     let network = call.network()?;
     let ledger = call.ledger();
-    let mut errors: Vec<String> = ledger.sweep().err().map(|error| error.to_string()).into_iter().collect();
+    let mut errors = Vec::new();
     if let Some(valid) = &call.conf.valid {
-        let found = call.run_dir().attachments();
-        for attachment in found.good.iter().filter(|a| a.key.network == network && a.complete) {
-            let key = &attachment.key;
-            if valid.iter().any(|(container, ifname)| *key == key_of(network, container, *ifname)) {
-                continue;
-            }
-            let gone = veth::park(attach::host_side(key)).and_then(|()| ledger.release(key));
-            errors.extend(gone.err().map(|error| format!("{key}: {error}")));
+        let keys = call.run_dir().keys(network).map_err(|error| failed("attachments cannot be listed", &error))?;
+        for key in keys.iter().filter(|key| !valid.contains(&(key.container.clone(), key.ifname))) {
+            let collected = match call.run_dir().attachment(key) {
+                // Its ADD is under way, or was killed: the sweep knows.
+                Ok(Some(there)) if !there.complete => continue,
+                // One that cannot be read is as unwanted as one that can.
+                Ok(_) | Err(LinuxError::File { .. }) => {
+                    veth::park(attach::host_side(key)).and_then(|()| ledger.release(key))
+                }
+                Err(error) => Err(error),
+            };
+            errors.extend(collected.err().map(|error| format!("{key}: {error}")));
         }
     }
+    errors.extend(ledger.sweep().err().map(|error| error.to_string()));
     if errors.is_empty() {
         return Ok(());
     }

@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::process::ExitCode;
 
 use loden_core::cni::{CniError, Code, Environment, NetConf, NodeFile, Verb, Version};
-use loden_core::model::{AttachmentKey, IfName};
+use loden_core::model::AttachmentKey;
 use loden_linux::LinuxError;
 use loden_linux::ledger::Ledger;
 use loden_linux::run_dir::{RunDir, read_json};
@@ -63,13 +63,19 @@ fn answer() -> (Version, Result<Option<Value>, CniError>) {
     if environment.verb == Verb::Version {
         return (Version::V1_1_0, Ok(Some(version(&input))));
     }
-    match NetConf::parse(&input) {
+    match NetConf::parse(&input, environment.verb) {
         Ok(conf) => {
             let version = conf.version;
             (version, Call { environment, conf }.answer())
         }
-        Err(error) => (Version::V1_1_0, Err(error)),
+        Err(error) => (given_version(&input).unwrap_or(Version::V1_1_0), Err(error)),
     }
+}
+
+/// The version of a configuration that is not right otherwise.
+fn given_version(input: &[u8]) -> Option<Version> {
+    let given = serde_json::from_slice::<Value>(input).ok()?;
+    Version::parse(given.get("cniVersion")?.as_str()?).ok()
 }
 
 /// VERSION heeds its input only for the version to answer in.
@@ -160,9 +166,4 @@ impl Call {
 /// An error of the kernel or of files.
 pub fn failed(what: impl Into<String>, error: &LinuxError) -> CniError {
     CniError::new(Code::Internal, what).with(error.to_string())
-}
-
-/// The attachment of another interface or container of the same network.
-pub fn key_of(network: &str, container: &str, ifname: IfName) -> AttachmentKey {
-    AttachmentKey { network: network.to_owned(), container: container.to_owned(), ifname }
 }

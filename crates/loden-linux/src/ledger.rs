@@ -1,12 +1,14 @@
 //! Addresses and attachments on this node: reserved before the kernel is touched, released when it has been cleared.
 //!
-//! The attachment's file is the truth about who has an address; the blocks' states only make the choice quick, and are made
-//! anew from the files when they cannot be read. While an ADD is under way its process holds a lock of its own, so that what a
+//! The attachment's file is the truth about who has an address; the blocks' states only make the choice quick. They are made
+//! anew from the files when they cannot be read, and compared with them by the sweep and whenever a block seems full: a process
+//! that is killed between the two leaves an address that nobody has. While an ADD is under way its process holds a lock of its own, so that what a
 //! killed one left is told from what is still being made.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -18,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::LinuxError;
 use crate::lock::FileLock;
-use crate::run_dir::{RunDir, remove_file, write_atomically};
+use crate::run_dir::{Attachments, RunDir, remove_file, write_atomically};
 use crate::veth;
 
 /// How long the lock is waited for: with thousands of ADDs at once each holds it for well under a millisecond.
@@ -95,7 +97,7 @@ impl Ledger {
             // A killed ADD of the same attachment: its lock is ours now.
             Ok(Some(there)) => self.undo(&there)?,
             Ok(None) => {}
-            // What cannot be read is not lost by being replaced: its address comes back with the next rebuild.
+            // What cannot be read is not lost by being replaced: its address comes back when the block is compared.
             Err(LinuxError::File { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -108,8 +110,16 @@ impl Ledger {
     /// Writes down that the attachment is made.
     ///
     /// # Errors
-    /// [`LinuxError`].
+    /// [`LinuxError`]; also when a DEL came meanwhile: its addresses may be another's now.
     pub fn complete(&self, reservation: &mut Reservation) -> Result<(), LinuxError> {
+        let key = &reservation.attachment.key;
+        let _lock = self.lock()?;
+        if self.run_dir.attachment(key)?.as_ref() != Some(&reservation.attachment) {
+            return Err(LinuxError::File {
+                path: self.run_dir.attachment_file(key)?.display().to_string(),
+                cause: "was removed by a DEL while its ADD was under way".to_owned(),
+            });
+        }
         reservation.attachment.complete = true;
         self.run_dir.put_attachment(&reservation.attachment)
     }
@@ -120,23 +130,21 @@ impl Ledger {
     /// [`LinuxError`].
     pub fn release(&self, key: &AttachmentKey) -> Result<(), LinuxError> {
         let file = self.run_dir.attachment_file(key)?;
-        if !file.exists() {
-            return Ok(());
-        }
-        let _lock = self.lock()?;
-        match self.run_dir.attachment(key) {
-            Ok(Some(there)) => self.free(&there),
-            Ok(None) => Ok(()),
-            // What cannot be read must not keep a pod from going; its addresses are found by rebuilding.
-            Err(LinuxError::File { .. }) => {
-                remove_file(&file)?;
-                self.forget_states()
+        if file.exists() {
+            let _lock = self.lock()?;
+            match self.run_dir.attachment(key) {
+                Ok(Some(there)) => self.free(&there)?,
+                Ok(None) => {}
+                // What cannot be read must not keep a pod from going; its addresses are found by the sweep.
+                Err(LinuxError::File { .. }) => remove_file(&file)?,
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
+        self.remove_mark(&self.under_way_file(key)?)
     }
 
-    /// Undoes what killed ADDs left: attachments that are incomplete and that no process works on. Says which.
+    /// Undoes what killed processes left: attachments that are incomplete and that no process works on (says which), their
+    /// marks, unfinished files, and addresses that no attachment has.
     ///
     /// # Errors
     /// Whatever could not be undone, all of it.
@@ -149,6 +157,7 @@ impl Ledger {
                 Err(error) => errors.push(error),
             }
         }
+        errors.extend(self.sweep_files().err());
         LinuxError::collected(errors).map(|()| swept)
     }
 
@@ -162,17 +171,54 @@ impl Ledger {
         undone.map(|()| left.is_some())
     }
 
-    /// Whether an address of each family could be taken now; else why not.
+    fn sweep_files(&self) -> Result<(), LinuxError> {
+        let mut errors = Vec::new();
+        let _lock = self.lock()?;
+        errors.extend(self.run_dir.remove_unfinished().err());
+        let found = self.run_dir.attachments();
+        let dir = self.run_dir.ipam_dir();
+        let fail = |error| LinuxError::system(format!("directory {}", dir.display()), error);
+        for entry in fs::read_dir(&dir).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.ends_with(".add") {
+                errors.extend(self.remove_mark(&path).err());
+            } else if let Some(block) = name.strip_suffix(".block").and_then(|name| name.replace('_', "/").parse().ok())
+            {
+                errors.extend(self.compare(block, &found).err());
+            }
+        }
+        LinuxError::collected(errors)
+    }
+
+    /// Removes the mark of an ADD under way, unless it is.
+    fn remove_mark(&self, mark: &Path) -> Result<(), LinuxError> {
+        if !mark.exists() {
+            return Ok(());
+        }
+        match FileLock::try_acquire(mark)? {
+            Ok(_held) => remove_file(mark),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Frees what the block's state counts as in use and no attachment has.
+    fn compare(&self, block: Prefix, found: &Attachments) -> Result<(), LinuxError> {
+        let mut state = self.state(block)?;
+        if reclaim(&mut state, found) { self.put_state(block, &state) } else { Ok(()) }
+    }
+
+    /// Whether an address of each family could be taken now; else why not. Takes no lock: the answer may be old as soon as it is
+    /// given, and states are replaced whole.
     ///
     /// # Errors
     /// [`ReserveError`].
     pub fn has_room(&self, node: &NodeFile, quarantine: u32) -> Result<(), ReserveError> {
-        let _lock = self.lock()?;
         let mut full = Vec::new();
         for blocks in by_family(node)? {
             let mut why = Vec::new();
             for block in &blocks {
-                match self.state(*block)?.allocate(now(), quarantine) {
+                match self.take(&mut self.state(*block)?, quarantine) {
                     Ok(_) => why.clear(),
                     Err(error) => {
                         why.push(error);
@@ -193,7 +239,7 @@ impl Ledger {
             let mut found = None;
             for block in blocks {
                 let mut state = self.state(block)?;
-                match state.allocate(now(), quarantine) {
+                match self.take(&mut state, quarantine) {
                     Ok(addr) => {
                         found = IpNet::new(addr, block.len()).ok();
                         changed.push((block, state));
@@ -211,23 +257,37 @@ impl Ledger {
         Ok(taken)
     }
 
+    /// Takes an address of a block; of one that seems full only after a look at who has its addresses.
+    fn take(&self, state: &mut BlockState, quarantine: u32) -> Result<IpAddr, Exhausted> {
+        match state.allocate(now(), quarantine) {
+            Err(_) if reclaim(state, &self.run_dir.attachments()) => state.allocate(now(), quarantine),
+            taken => taken,
+        }
+    }
+
     /// Clears the kernel of an attachment, and then frees it.
     fn undo(&self, attachment: &Attachment) -> Result<(), LinuxError> {
         veth::delete(attachment.host_side)?;
         self.free(attachment)
     }
 
-    /// The file goes first: if this process is killed between, the addresses are missing from the states alone, and a rebuild
-    /// finds them.
+    /// The file goes first: if this process is killed between, the states count addresses as in use that nobody has, and the
+    /// sweep finds them. The other way round they could be given twice.
     fn free(&self, attachment: &Attachment) -> Result<(), LinuxError> {
         let states: Vec<(Prefix, BlockState)> = attachment
             .addresses
             .iter()
-            .map(|net| {
+            .filter_map(|net| {
                 let block = Prefix::holding(net.addr(), net.prefix_len());
-                let mut state = self.state(block)?;
-                state.release(net.addr(), now());
-                Ok((block, state))
+                match self.state(block) {
+                    Ok(mut state) => {
+                        state.release(net.addr(), now());
+                        Some(Ok((block, state)))
+                    }
+                    // There is no state to change: the one that is made some day does not count this address.
+                    Err(LinuxError::File { .. }) => None,
+                    Err(error) => Some(Err(error)),
+                }
             })
             .collect::<Result<_, LinuxError>>()?;
         self.run_dir.remove_attachment(&attachment.key)?;
@@ -254,24 +314,20 @@ impl Ledger {
             Err(error) => return Err(LinuxError::system(format!("file {}", path.display()), error)),
         }
         let found = self.run_dir.attachments();
+        if let Some(unreadable) = found.unreadable.first() {
+            return Err(LinuxError::File {
+                path: path.display().to_string(),
+                cause: format!(
+                    "is missing or cut short and cannot be made anew, since nobody knows whose addresses are in \
+                     {unreadable}. DEL that attachment, or remove the file when its pod is gone"
+                ),
+            });
+        }
         Ok(BlockState::rebuilt(block, found.good.iter().flat_map(Attachment::ips), now()))
     }
 
     fn put_state(&self, block: Prefix, state: &BlockState) -> Result<(), LinuxError> {
         write_atomically(&self.state_file(block), &state.encode())
-    }
-
-    /// Has all states made anew.
-    fn forget_states(&self) -> Result<(), LinuxError> {
-        let dir = self.run_dir.ipam_dir();
-        let fail = |error| LinuxError::system(format!("directory {}", dir.display()), error);
-        for entry in fs::read_dir(&dir).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
-            if path.extension().is_some_and(|ext| ext == "block") {
-                remove_file(&path)?;
-            }
-        }
-        Ok(())
     }
 
     fn state_file(&self, block: Prefix) -> PathBuf {
@@ -283,6 +339,11 @@ impl Ledger {
         self.run_dir.attachment_file(key)?;
         Ok(self.run_dir.ipam_dir().join(format!("{}.add", attach::host_side(key))))
     }
+}
+
+/// Says whether something was found. While an attachment cannot be read, nobody knows which addresses are not in use.
+fn reclaim(state: &mut BlockState, found: &Attachments) -> bool {
+    found.unreadable.is_empty() && state.reclaim(found.good.iter().flat_map(Attachment::ips))
 }
 
 /// The node's blocks, a list a family.

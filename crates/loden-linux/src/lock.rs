@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -44,21 +44,26 @@ impl FileLock {
         }
     }
 
-    /// Takes the lock if it is free and writes this process's number into the file; else says who holds it.
+    /// Takes the lock if it is free and writes this process's number into the file; else says who holds it. Its holder, and
+    /// nobody else, may remove the file.
     ///
     /// # Errors
     /// [`LinuxError::System`].
     pub fn try_acquire(path: &Path) -> Result<Result<Self, String>, LinuxError> {
         let what = || format!("lock {}", path.display());
         let mut file = open(path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                file.read_to_string(&mut holder).map_err(|error| LinuxError::system(what(), error))?;
-                return Ok(Err(holder.trim().to_owned()));
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) if is_at(&file, path) => break,
+                // Its last holder removed it between our opening and our locking it.
+                Ok(()) => file = open(path)?,
+                Err(Errno::WOULDBLOCK) => {
+                    let mut holder = String::new();
+                    file.read_to_string(&mut holder).map_err(|error| LinuxError::system(what(), error))?;
+                    return Ok(Err(holder.trim().to_owned()));
+                }
+                Err(error) => return Err(LinuxError::system(what(), error)),
             }
-            Err(error) => return Err(LinuxError::system(what(), error)),
         }
         let written =
             file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
@@ -71,6 +76,14 @@ impl Drop for FileLock {
     fn drop(&mut self) {
         // Closing the file would do, but a child that inherited it must not keep the lock.
         let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// Whether the path still leads to this file: a lock on one that was removed keeps nobody out.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 

@@ -1,7 +1,7 @@
 //! `/run/loden`: what lives as long as the pods. The agent and the plugin meet here.
 //!
 //! `agent.sock`, `agent.lock`, `node.json` (what the plugin needs to know of the node), `ipam/` (address state and its lock),
-//! `attachments/NETWORK/CONTAINER.IFNAME.json`. Nothing is synced to disk: it is a tmpfs, gone with a reboot as the pods are.
+//! `attachments/NETWORK/CONTAINER:IFNAME.json` (a colon is in neither name, so that no two attachments share a file). Nothing is synced to disk: it is a tmpfs, gone with a reboot as the pods are.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -97,7 +97,7 @@ impl RunDir {
                 });
             }
         }
-        Ok(self.attachments_dir().join(&key.network).join(format!("{}.{}.json", key.container, key.ifname)))
+        Ok(self.attachments_dir().join(&key.network).join(format!("{}:{}.json", key.container, key.ifname)))
     }
 
     /// Reads one attachment.
@@ -124,6 +124,39 @@ impl RunDir {
     /// [`LinuxError`].
     pub fn remove_attachment(&self, key: &AttachmentKey) -> Result<(), LinuxError> {
         remove_file(&self.attachment_file(key)?)
+    }
+
+    /// The attachments of a network that have a file, whether it can be read or not.
+    ///
+    /// # Errors
+    /// [`LinuxError`] when the directory cannot be read.
+    pub fn keys(&self, network: &str) -> Result<Vec<AttachmentKey>, LinuxError> {
+        let mut errors = Vec::new();
+        let files = entries(&self.attachments_dir().join(network), &mut errors);
+        LinuxError::collected(errors)?;
+        let key = |file: &PathBuf| {
+            let (container, ifname) = file.file_name()?.to_str()?.strip_suffix(".json")?.split_once(':')?;
+            let ifname = ifname.parse().ok()?;
+            Some(AttachmentKey { network: network.to_owned(), container: container.to_owned(), ifname })
+        };
+        Ok(files.iter().filter_map(key).collect())
+    }
+
+    /// Removes what writers left that were killed before they gave a file its name. To be called under the lock that all
+    /// writers of attachments and address states hold.
+    ///
+    /// # Errors
+    /// Whatever could not be removed, all of it.
+    pub fn remove_unfinished(&self) -> Result<(), LinuxError> {
+        let mut errors = Vec::new();
+        let mut files = entries(&self.ipam_dir(), &mut errors);
+        for network in entries(&self.attachments_dir(), &mut errors) {
+            files.extend(entries(&network, &mut errors));
+        }
+        for file in files.iter().filter(|file| file.extension().is_some_and(|ext| ext == "tmp")) {
+            errors.extend(remove_file(file).err());
+        }
+        LinuxError::collected(errors)
     }
 
     /// All attachments. What cannot be read is listed and hides nothing else.

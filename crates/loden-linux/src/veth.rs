@@ -13,6 +13,7 @@ use crate::error::LinuxError;
 use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
 use crate::rt::{address, link, route};
+use crate::sysctl;
 
 /// `VETH_INFO_PEER`
 const PEER: u16 = 1;
@@ -28,7 +29,14 @@ pub fn create(attachment: &Attachment, routes: &[PodRoute], netns: &NetNs) -> Re
         errno: libc::ENODEV,
         cause: "it is not there; lodend makes it: is it running and ready?".to_owned(),
     })?;
-    make_pair(&mut socket, attachment, bridge.index, netns)?;
+    make_pair(&mut socket, attachment, bridge.index, netns).or_else(|error| {
+        if error.errno() != libc::EEXIST {
+            return Err(error);
+        }
+        // A DEL that was just now, with the pod's namespace still there, may have left either end parked.
+        reap()?;
+        make_pair(&mut socket, attachment, bridge.index, netns)
+    })?;
     let made = netns.visit(|| set_up_pod(attachment, routes));
     made.and_then(|made| made).inspect_err(|_| {
         // The first error is the one that counts; the pair goes with the pod's namespace at the latest.
@@ -84,6 +92,9 @@ fn set_up_pod(attachment: &Attachment, routes: &[PodRoute]) -> Result<(), LinuxE
             cause: "it went away while it was set up".to_owned(),
         });
     };
+    if attachment.addresses.iter().any(|net| net.addr().is_ipv6()) {
+        allow_ipv6(ifname)?;
+    }
     let mut w = Writer::default();
     link::no_made_up_address(&mut w, ifname);
     if let Ok(lo) = IfName::new("lo") {
@@ -101,6 +112,17 @@ fn set_up_pod(attachment: &Attachment, routes: &[PodRoute]) -> Result<(), LinuxE
         .into_iter()
         .collect::<Result<(), _>>()
         .map_err(|error| renamed(error, &format!("setting up {ifname} in the pod")))
+}
+
+/// Runtimes turn IPv6 off in namespaces that they make (`disable_ipv6` of `default`); an interface that is given an IPv6
+/// address is meant to have it. Read before it is written: `/proc/sys` may be read-only, and mostly nothing is to be done.
+fn allow_ipv6(ifname: IfName) -> Result<(), LinuxError> {
+    // A dot in an interface's name does no harm: this is a path, not the dotted form of a key.
+    let path = format!("net/ipv6/conf/{ifname}/disable_ipv6");
+    match sysctl::read(&path)? {
+        Some(0) | None => Ok(()),
+        Some(_) => sysctl::write(&path, 0),
+    }
 }
 
 /// What CHECK finds wrong inside the pod: one line each.

@@ -1,6 +1,9 @@
 //! Hostile input, and the plugin killed at every step.
 
-use serde_json::json;
+use loden_core::cni::NodeFile;
+use loden_core::model::AttachmentKey;
+use loden_linux::ledger::Ledger;
+use serde_json::{Value, json};
 
 use crate::host::{Host, answer};
 
@@ -59,6 +62,78 @@ fn an_interface_that_is_there_is_left_alone() {
     assert_eq!(host.run_dir().attachments().good.len(), 1);
 }
 
+#[test]
+fn names_that_read_alike_when_joined_are_two_attachments() {
+    let host = Host::new(&["10.1.0.0/24"]);
+    let conf = host.conf("1.1.0", &json!({}));
+    let call = |verb, pod, ifname| answer(&host.exec(verb, pod, conf.as_bytes(), &[("CNI_IFNAME", ifname)]));
+    host.pod("x");
+    host.pod("x.eth0");
+    call("ADD", "x", "eth0.10").expect("attached");
+    call("DEL", "x.eth0", "10").expect("nothing to do");
+    assert_eq!(host.run_dir().attachments().good.len(), 1);
+    call("ADD", "x.eth0", "10").expect("attached");
+    assert_eq!(host.run_dir().attachments().good.len(), 2);
+}
+
+#[test]
+fn an_address_that_only_the_state_counts_comes_back() {
+    // As after a kill between the removal of the attachment's file and the writing of the block's state.
+    let host = Host::new(&["10.1.0.0/30"]);
+    host.pod("a");
+    for cure in ["ADD", "sweep"] {
+        host.call("ADD", "a", &json!({})).expect(cure);
+        std::fs::remove_file(host.attachment_file("a")).expect("removed");
+        host.call("DEL", "a", &json!({})).expect("detached");
+        if cure == "sweep" {
+            host.sweep();
+        }
+        assert_eq!(host.call("STATUS", "", &json!({})), Ok(Value::Null), "{cure}");
+        host.call("ADD", "a", &json!({})).expect(cure);
+        host.call("DEL", "a", &json!({})).expect(cure);
+    }
+}
+
+#[test]
+fn torn_files_keep_no_pod_from_going_and_give_no_address_twice() {
+    let host = Host::new(&["10.1.0.0/24"]);
+    for pod in ["a", "b", "c"] {
+        host.pod(pod);
+    }
+    host.call("ADD", "a", &json!({})).expect("attached");
+    host.call("ADD", "b", &json!({})).expect("attached");
+    std::fs::write(host.attachment_file("a"), "").expect("torn");
+    // The state is whole: it says which addresses are in use.
+    let result = host.call("ADD", "c", &json!({})).expect("attached");
+    assert_eq!(result["ips"][0]["address"], "10.1.0.4/24");
+    host.call("DEL", "c", &json!({})).expect("detached");
+    // Now nothing says which address is a's.
+    std::fs::write(host.run_dir().ipam_dir().join("10.1.0.0_24.block"), "").expect("torn");
+    let (_, text) = host.call("ADD", "c", &json!({})).expect_err("it could be a's address");
+    assert!(text.contains("a:eth0.json") && text.contains("DEL that attachment"), "{text}");
+    host.call("DEL", "b", &json!({})).expect("detached");
+    host.call("GC", "", &json!({ "cni.dev/valid-attachments": [] })).expect("collected");
+    host.reap();
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    host.call("ADD", "c", &json!({})).expect("attached");
+}
+
+#[test]
+fn an_add_does_not_outlive_the_del_that_came_meanwhile() {
+    let host = Host::new(&["10.1.0.0/24"]);
+    let ledger = Ledger::new(host.run_dir());
+    let node = std::fs::read(host.run_dir().node_file()).expect("node.json");
+    let node: NodeFile = serde_json::from_slice(&node).expect("node.json");
+    let (container, ifname) = ("a".to_owned(), "eth0".parse().expect("a name"));
+    let key = AttachmentKey { network: "net".to_owned(), container, ifname };
+    let mut reservation = ledger.reserve(&key, &node, 0, "/run/netns/a", None).expect("reserved");
+    host.call("DEL", "a", &json!({})).expect("detached");
+    let error = ledger.complete(&mut reservation).expect_err("its addresses are free");
+    assert!(error.to_string().contains("removed by a DEL"), "{error}");
+    drop(reservation);
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
 /// The points of ADD and DEL at which the plugin can be killed.
 #[cfg(feature = "fault-points")]
 const POINTS: [(&str, &str); 7] = [
@@ -96,6 +171,7 @@ fn killed_at_any_point_a_del_a_gc_or_a_sweep_makes_it_clean() {
                 }
             }
             host.reap();
+            host.sweep();
             assert_eq!(host.leftovers(), Vec::<String>::new(), "{point}, then {cure}");
             // Its address is free again: as many pods fit as ever did.
             let again = host.call("ADD", "a", &json!({}));

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use loden_core::kernel::LINK_GROUP;
 use loden_core::kernel::link::{Bridge, Link, LinkKind};
@@ -46,6 +46,11 @@ impl Host {
         RunDir::new(self.dir.path().join("run"))
     }
 
+    /// The file of a pod's usual attachment.
+    pub fn attachment_file(&self, pod: &str) -> PathBuf {
+        self.run_dir().attachments_dir().join("net").join(format!("{pod}:eth0.json"))
+    }
+
     pub fn netns_path(&self, pod: &str) -> PathBuf {
         self.dir.path().join("netns").join(pod)
     }
@@ -67,6 +72,11 @@ impl Host {
 
     /// Executes the plugin with variables over the usual ones.
     pub fn exec(&self, verb: &str, pod: &str, stdin: &[u8], variables: &[(&str, &str)]) -> Output {
+        self.begin(verb, pod, stdin, variables).wait_with_output().expect("the plugin ends")
+    }
+
+    /// The same, without waiting for its end.
+    pub fn begin(&self, verb: &str, pod: &str, stdin: &[u8], variables: &[(&str, &str)]) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loden-cni"));
         command
             .env_clear()
@@ -83,7 +93,7 @@ impl Host {
         let mut child = command.spawn().expect("the plugin");
         // One that ends before it has read everything closes its end.
         let _ = child.stdin.take().expect("stdin").write_all(stdin);
-        child.wait_with_output().expect("the plugin ends")
+        child
     }
 
     /// Executes a verb with the usual configuration; gives the JSON, or the error's code and words.
@@ -119,12 +129,17 @@ impl Host {
         self.ns.run(|| ledger.sweep()).expect("a thread").expect("swept").len()
     }
 
-    /// Everything that an attachment could leave: links, attachment files, marks of ADDs under way.
+    /// Everything that an attachment could leave: links, attachment files, marks of ADDs under way, unfinished files.
     pub fn leftovers(&self) -> Vec<String> {
         let mut left = self.links();
         let found = self.run_dir().attachments();
         left.extend(found.good.iter().map(|a| format!("attachment {}", a.key)));
         left.extend(found.unreadable.iter().map(ToString::to_string));
+        for dir in [self.run_dir().ipam_dir(), self.run_dir().attachments_dir().join("net")] {
+            let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+            let names = names.map(|name| name.to_string_lossy().into_owned());
+            left.extend(names.filter(|name| name.ends_with(".add") || name.ends_with(".tmp")));
+        }
         left
     }
 

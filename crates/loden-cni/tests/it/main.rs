@@ -3,4 +3,5 @@
 
 mod faults;
 mod host;
+mod kills;
 mod verbs;

@@ -70,6 +70,69 @@ fn del_of_what_never_was_and_with_another_configuration_succeeds() {
 }
 
 #[test]
+fn del_heeds_only_what_it_needs() {
+    let host = Host::new(&DUAL);
+    for more in [
+        json!({ "attach": "another kind" }),
+        json!({ "prevResult": "nonsense" }),
+        json!({ "prevResult": { "cniVersion": "1.1.0", "ips": [{ "address": "nonsense" }] } }),
+        json!({ "prevResult": { "cniVersion": "7.7.7" } }),
+        json!({ "quarantineSeconds": "soon" }),
+        json!({ "cni.dev/valid-attachments": 5, "runtimeConfig": null }),
+    ] {
+        host.pod("a");
+        host.call("ADD", "a", &json!({})).expect("attached");
+        assert_eq!(host.call("DEL", "a", &more), Ok(Value::Null), "{more}");
+        loden_linux::netns::remove(&host.netns_path("a")).expect("removed");
+        assert_eq!(host.run_dir().attachments().good.len(), 0, "{more}");
+    }
+}
+
+#[test]
+fn add_after_del_in_one_namespace_need_not_wait_for_the_reaper() {
+    let host = Host::new(&DUAL);
+    host.pod("a");
+    for _ in 0..3 {
+        host.call("ADD", "a", &json!({})).expect("attached");
+        host.call("DEL", "a", &json!({})).expect("detached");
+    }
+    // Another network's interface takes the place of the parked one, too.
+    let other = host.conf("1.1.0", &json!({ "name": "other" }));
+    answer(&host.exec("ADD", "a", other.as_bytes(), &[])).expect("attached");
+}
+
+#[test]
+fn a_namespace_without_ipv6_gets_it_where_it_gets_an_address() {
+    let host = Host::new(&DUAL);
+    let pod = host.pod("a");
+    pod.run(|| {
+        for part in ["all", "default"] {
+            loden_linux::sysctl::write(&format!("net/ipv6/conf/{part}/disable_ipv6"), 1).expect("written");
+        }
+    })
+    .expect("thread");
+    let result = host.call("ADD", "a", &json!({})).expect("attached");
+    assert_eq!(result["ips"].as_array().map(Vec::len), Some(2));
+    assert_eq!(host.call("CHECK", "a", &json!({ "prevResult": result })), Ok(Value::Null));
+}
+
+#[test]
+fn status_does_not_wait_for_those_who_take_addresses() {
+    let host = Host::new(&DUAL);
+    let lock = host.run_dir().ipam_dir().join("lock");
+    let _held = loden_linux::lock::FileLock::try_acquire(&lock).expect("a lock").expect("is free");
+    assert_eq!(host.call("STATUS", "", &json!({})), Ok(Value::Null));
+}
+
+#[test]
+fn an_error_speaks_the_version_of_the_configuration() {
+    let host = Host::new(&DUAL);
+    let output = host.exec("ADD", "a", br#"{"cniVersion":"0.3.1","name":"../x"}"#, &[]);
+    let error: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&error["cniVersion"], &error["code"]), (&json!("0.3.1"), &json!(7)));
+}
+
+#[test]
 fn a_second_add_names_the_first() {
     let host = Host::new(&DUAL);
     host.pod("a");
@@ -99,6 +162,35 @@ fn check_names_what_is_wrong() {
     assert_eq!(code, 101);
     assert!(text.contains("address 10.1.0.2/24 is missing on eth0 in the pod"), "{text}");
     assert!(text.contains("route 0.0.0.0/0 via 10.1.0.1 is missing in the pod"), "{text}");
+}
+
+#[test]
+fn check_looks_at_the_host_and_at_the_files_too() {
+    let host = Host::new(&DUAL);
+    host.pod("a");
+    let result = host.call("ADD", "a", &json!({})).expect("attached");
+    let host_side = result["interfaces"][1]["name"].as_str().expect("a name").parse().expect("a name");
+    let conf = host.conf("1.1.0", &json!({ "prevResult": result }));
+    let check = |netns: &str| {
+        let variables = [("CNI_NETNS", netns)];
+        let given = if netns.is_empty() { &[][..] } else { &variables };
+        answer(&host.exec("CHECK", "a", conf.as_bytes(), given)).map_err(|(code, text)| {
+            assert_eq!(code, 101, "{text}");
+            text
+        })
+    };
+    assert_eq!(check(""), Ok(Value::Null));
+    let text = check("/nowhere").expect_err("the namespace has gone");
+    assert!(text.contains("the pod has gone: network namespace /nowhere"), "{text}");
+    host.run_in(|| loden_linux::veth::park(host_side).expect("parked"));
+    let text = check("").expect_err("no port");
+    assert!(text.contains("is no port of bridge cni0") && text.contains("is down on the host"), "{text}");
+    host.reap();
+    let text = check("").expect_err("no link");
+    assert!(text.contains("is missing on the host") && text.contains("eth0 is missing in the pod"), "{text}");
+    std::fs::remove_file(host.attachment_file("a")).expect("removed");
+    let text = check("").expect_err("no attachment");
+    assert!(text.contains("there is no attachment net/a/eth0"), "{text}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::environment::{NAME_RULE, is_name};
-use super::{CniError, Code, Success, Version};
+use super::{CniError, Code, Success, Verb, Version};
 use crate::model::IfName;
 
 /// The configuration, as far as this plugin heeds it. What it does not know is left alone: the specification has other plugins'
@@ -25,11 +25,12 @@ pub struct NetConf {
 }
 
 impl NetConf {
-    /// Reads it.
+    /// Reads what a verb needs of it. What the verb does not need is not looked at: a pod must be able to go whatever has become
+    /// of the configuration since it came.
     ///
     /// # Errors
     /// Code 6 when it is no JSON, 1 for a version that is not spoken, 7 for values that do not do.
-    pub fn parse(bytes: &[u8]) -> Result<Self, CniError> {
+    pub fn parse(bytes: &[u8], verb: Verb) -> Result<Self, CniError> {
         let decode = |error: &dyn std::fmt::Display| {
             CniError::new(Code::Decode, "the configuration on standard input is no JSON object").with(error.to_string())
         };
@@ -37,6 +38,7 @@ impl NetConf {
             return Err(decode(&"it is another JSON value"));
         };
         let keys = Keys(map);
+        let get_for = |verbs: &[Verb], key: &str| keys.get(key).filter(|_| verbs.contains(&verb));
         let invalid = |message: String| CniError::new(Code::InvalidConfig, message);
         let text = |key: &str| match keys.get(key) {
             None => Ok(None),
@@ -49,19 +51,21 @@ impl NetConf {
         if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
             return Err(invalid(format!("the network's name {name:?} is not valid: {NAME_RULE}")));
         }
-        match text("attach")?.as_deref() {
-            None | Some("bridge") => {}
-            Some(other) => return Err(invalid(format!("`attach` is {other:?}: \"bridge\" is known"))),
+        match get_for(&[Verb::Add, Verb::Check, Verb::Status], "attach") {
+            None => {}
+            Some(Value::String(kind)) if kind == "bridge" => {}
+            Some(other) => return Err(invalid(format!("`attach` is {other}: \"bridge\" is known"))),
         }
-        let quarantine = match keys.get("quarantineSeconds") {
+        let quarantine = match get_for(&[Verb::Add, Verb::Status], "quarantineSeconds") {
             None => 30,
             Some(value) => value
                 .as_u64()
                 .and_then(|n| u32::try_from(n).ok())
                 .ok_or_else(|| invalid(format!("`quarantineSeconds` is {value}: a whole number was meant")))?,
         };
-        let previous = keys.get("prevResult").map(|value| Success::parse(value, version)).transpose()?;
-        let valid = keys.get("cni.dev/valid-attachments").map(parse_valid).transpose()?;
+        let previous = get_for(&[Verb::Add, Verb::Check], "prevResult");
+        let previous = previous.map(|value| Success::parse(value, version)).transpose()?;
+        let valid = get_for(&[Verb::Gc], "cni.dev/valid-attachments").map(parse_valid).transpose()?;
         let run_dir = text("runDir")?.unwrap_or_else(|| "/run/loden".to_owned());
         Ok(Self { version, name, run_dir, quarantine, previous, valid })
     }
@@ -105,7 +109,7 @@ mod tests {
 
     #[test]
     fn absent_is_not_empty() {
-        let parse = |text: &str| NetConf::parse(text.as_bytes()).map(|conf| conf.valid);
+        let parse = |text: &str| NetConf::parse(text.as_bytes(), Verb::Gc).map(|conf| conf.valid);
         assert_eq!(parse(r#"{"cniVersion":"1.1.0","name":"n"}"#), Ok(None));
         assert_eq!(parse(r#"{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":[]}"#), Ok(Some(vec![])));
         let one =
@@ -123,9 +127,26 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"n","attach":"macvlan9"}"#, Code::InvalidConfig),
             (r#"{"cniVersion":1,"name":"n"}"#, Code::InvalidConfig),
         ] {
-            assert_eq!(NetConf::parse(text.as_bytes()).map_err(|error| error.code), Err(code), "{text}");
+            assert_eq!(NetConf::parse(text.as_bytes(), Verb::Add).map_err(|error| error.code), Err(code), "{text}");
         }
-        assert_eq!(NetConf::parse(br#"{"name":"n"}"#).map(|conf| conf.version), Ok(Version::V0_1_0));
-        assert_eq!(NetConf::parse(br#"{"NAME":"n","RunDir":"/x"}"#).map(|conf| conf.run_dir), Ok("/x".to_owned()));
+        assert_eq!(NetConf::parse(br#"{"name":"n"}"#, Verb::Add).map(|conf| conf.version), Ok(Version::V0_1_0));
+        let loose = NetConf::parse(br#"{"NAME":"n","RunDir":"/x"}"#, Verb::Add);
+        assert_eq!(loose.map(|conf| conf.run_dir), Ok("/x".to_owned()));
+    }
+
+    #[test]
+    fn what_a_verb_does_not_need_does_not_stop_it() {
+        for (key, value, needed) in [
+            ("attach", r#""macvlan9""#, [true, false, true, false, true]),
+            ("quarantineSeconds", r#""soon""#, [true, false, false, false, true]),
+            ("prevResult", r#"{"cniVersion":"9.9.9"}"#, [true, false, true, false, false]),
+            ("cni.dev/valid-attachments", "5", [false, false, false, true, false]),
+        ] {
+            let text = format!(r#"{{"cniVersion":"1.1.0","name":"n","{key}":{value}}}"#);
+            for (verb, is_needed) in [Verb::Add, Verb::Del, Verb::Check, Verb::Gc, Verb::Status].into_iter().zip(needed)
+            {
+                assert_eq!(NetConf::parse(text.as_bytes(), verb).is_err(), is_needed, "{key} at {verb:?}");
+            }
+        }
     }
 }

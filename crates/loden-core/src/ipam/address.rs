@@ -1,4 +1,5 @@
-//! Which address of a block: never used ones first, then the one that has been idle longest, none in quarantine.
+//! Which address of a block: never used ones first (while few others wait), then the one that has been idle longest, none in
+//! quarantine.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -8,6 +9,10 @@ use crate::model::Prefix;
 
 /// Marks the form of the stored state.
 const MAGIC: [u8; 4] = *b"LDB1";
+
+/// From this many freed addresses on, the one that has waited longest goes before one that was never used: the state is read
+/// and written at each ADD and DEL, and an IPv6 block would let it grow to half a megabyte over a node's life.
+const LONG_QUEUE: usize = 1024;
 
 /// What is known of a block's addresses: those below `fresh` have been used, and those of them that are free again wait in
 /// the order in which they were freed.
@@ -56,11 +61,20 @@ impl BlockState {
     /// highest is taken to have been freed now.
     #[must_use]
     pub fn rebuilt(block: Prefix, in_use: impl Iterator<Item = IpAddr>, now: u32) -> Self {
-        let used: BTreeSet<u32> =
-            in_use.filter_map(|addr| block.index_of(addr)).filter_map(|index| u32::try_from(index).ok()).collect();
+        let used: BTreeSet<u32> = in_use.filter_map(|addr| Self::new(block).index(addr)).collect();
         let fresh = used.last().map_or(FIRST_INDEX, |last| last.saturating_add(1).max(FIRST_INDEX));
         let freed = (FIRST_INDEX..fresh).filter(|index| !used.contains(index)).map(|index| Freed { index, at: now });
         Self { block, fresh, freed: freed.collect() }
+    }
+
+    /// Frees what counts as in use and is not among `in_use`; says whether there was such. Such an address has rested: it was
+    /// never given to a pod, or its pod was detached before its process was killed.
+    pub fn reclaim(&mut self, in_use: impl Iterator<Item = IpAddr>) -> bool {
+        let mut known: BTreeSet<u32> = in_use.filter_map(|addr| self.index(addr)).collect();
+        known.extend(self.freed.iter().map(|freed| freed.index));
+        let lost: Vec<u32> = (FIRST_INDEX..self.fresh).filter(|index| !known.contains(index)).collect();
+        lost.iter().for_each(|index| self.freed.push_front(Freed { index: *index, at: 0 }));
+        !lost.is_empty()
     }
 
     /// Takes an address. `now` is in seconds since boot; a freed address rests for `quarantine` seconds.
@@ -69,7 +83,8 @@ impl BlockState {
     /// [`Exhausted`].
     pub fn allocate(&mut self, now: u32, quarantine: u32) -> Result<IpAddr, Exhausted> {
         let has_rested = |freed: &Freed| freed.at > now || now - freed.at >= quarantine;
-        let index = if u64::from(self.fresh) <= last_index(self.block) {
+        let is_long = self.freed.len() >= LONG_QUEUE && self.freed.front().is_some_and(has_rested);
+        let index = if u64::from(self.fresh) <= last_index(self.block) && !is_long {
             self.fresh += 1;
             self.fresh - 1
         } else if let Some(freed) = self.freed.front().copied().filter(has_rested) {
@@ -90,12 +105,18 @@ impl BlockState {
 
     /// Gives an address back. One that is not in use is left as it is.
     pub fn release(&mut self, addr: IpAddr, now: u32) {
-        let index = self.block.index_of(addr).and_then(|index| u32::try_from(index).ok());
+        let index = self.index(addr);
         if let Some(index) = index.filter(|index| (FIRST_INDEX..self.fresh).contains(index))
             && !self.freed.iter().any(|freed| freed.index == index)
         {
             self.freed.push_back(Freed { index, at: now });
         }
+    }
+
+    /// Its distance from the network's own address, when it is one that pods can have.
+    fn index(&self, addr: IpAddr) -> Option<u32> {
+        let index = self.block.index_of(addr).and_then(|index| u32::try_from(index).ok())?;
+        (index >= FIRST_INDEX && u64::from(index) <= last_index(self.block)).then_some(index)
     }
 
     /// Addresses in use.
@@ -178,6 +199,33 @@ mod tests {
         assert_eq!(state.allocate(130, 30), Ok(all[3]));
         assert!(state.allocate(130, 30).is_err());
         assert_eq!(state.allocate(140, 30), Ok(all[1]));
+    }
+
+    #[test]
+    fn what_nobody_has_is_free_again_and_what_somebody_has_is_not() {
+        let mut state = BlockState::new(p("10.0.0.0/29"));
+        let all: Vec<IpAddr> = (0..5).map(|_| state.allocate(0, 30).expect("room")).collect();
+        state.release(all[4], 100);
+        assert!(!state.reclaim(all[..4].iter().copied()));
+        // An address that no pod of this block can have is passed over.
+        let elsewhere = ["10.0.0.1", "10.0.0.7", "10.9.9.9"].map(|ip| ip.parse().expect(ip));
+        assert!(state.reclaim(all[1..4].iter().copied().chain(elsewhere)));
+        assert_eq!(state.in_use(), 3);
+        assert_eq!(state.allocate(101, 30), Ok(all[0]));
+        assert!(state.allocate(101, 30).is_err());
+        assert_eq!(state.allocate(130, 30), Ok(all[4]));
+    }
+
+    #[test]
+    fn the_state_of_a_large_block_stays_small() {
+        let mut state = BlockState::new(p("fd00::/64"));
+        for now in 0..10_000 {
+            let addr = state.allocate(now, 30).expect("room");
+            state.release(addr, now);
+        }
+        assert!(state.encode().len() <= 12 + 8 * (LONG_QUEUE + 30), "{}", state.encode().len());
+        let far: IpAddr = "fd00::ffff:ffff".parse().expect("an address");
+        assert_eq!(BlockState::rebuilt(p("fd00::/64"), [far].into_iter(), 0), BlockState::new(p("fd00::/64")));
     }
 
     #[test]

@@ -71,3 +71,33 @@ fn ten_thousand_peers_in_one_plan() {
         assert!(Plan::of(&desired).is_empty());
     });
 }
+
+#[test]
+fn plans_on_the_fake_and_on_the_real_kernel_end_alike() {
+    use std::collections::BTreeSet;
+
+    use loden_core::kernel::{Kernel, Sort};
+    use loden_core::view::Changed;
+    use loden_testkit::FakeKernel;
+
+    in_namespace(|| {
+        make_eth0();
+        let mut real = LinuxKernel::open().expect("kernel");
+        let mut fake = FakeKernel::new("eth0");
+        let all: BTreeSet<Sort> = Sort::ALL.into();
+        for peers in [3, 1, 6, 0, 2] {
+            let view = view(peers);
+            let mut desired = Desired::new();
+            assert_eq!(settle(&mut real, &mut desired, &view), Vec::<String>::new());
+            let on_real = real.observe(&desired.scope(all.clone())).expect("observe");
+
+            let mut desired = Desired::new();
+            desired.update(&view, &Changed { all: true, sources: BTreeSet::new() });
+            desired.observed(&all, fake.observe(&desired.scope(all.clone())).expect("observe"));
+            let plan = Plan::of(&desired);
+            assert!(fake.apply(&plan.steps).iter().all(Result::is_ok), "{plan}");
+            let on_fake = fake.observe(&desired.scope(all.clone())).expect("observe");
+            assert_eq!(on_real, on_fake, "{peers} peers");
+        }
+    });
+}
