@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::attr::{Attrs, HEADER, Writer, align, text, u16_at, u32_at};
 use crate::error::{LinuxError, errno_text};
+use crate::sockopt;
 
 /// `NETLINK_ROUTE` or `NETLINK_NETFILTER`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,12 +102,13 @@ impl Socket {
         // SAFETY: the descriptor was made just now and belongs to nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK, libc::NETLINK_GET_STRICT_CHK] {
-            set_option(&fd, libc::SOL_NETLINK, option, 1).map_err(|error| LinuxError::system(what(), error))?;
+            sockopt::set(&fd, libc::SOL_NETLINK, option, 1).map_err(|error| LinuxError::system(what(), error))?;
         }
         for (force, plain) in [(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF), (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)] {
             // In a user namespace the limit of the host cannot be passed; a smaller buffer only means more sends.
-            if set_option(&fd, libc::SOL_SOCKET, force, BUFFER).is_err() {
-                set_option(&fd, libc::SOL_SOCKET, plain, BUFFER).map_err(|error| LinuxError::system(what(), error))?;
+            if sockopt::set(&fd, libc::SOL_SOCKET, force, BUFFER).is_err() {
+                sockopt::set(&fd, libc::SOL_SOCKET, plain, BUFFER)
+                    .map_err(|error| LinuxError::system(what(), error))?;
             }
         }
         let timeout = libc::timeval { tv_sec: PATIENCE.as_secs().cast_signed(), tv_usec: 0 };
@@ -140,7 +142,7 @@ impl Socket {
     /// # Errors
     /// [`LinuxError::System`].
     pub fn join(&self, group: u32) -> Result<(), LinuxError> {
-        set_option(&self.fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group.cast_signed())
+        sockopt::set(&self.fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group.cast_signed())
             .map_err(|error| LinuxError::system(format!("netlink group {group}"), error))
     }
 
@@ -400,20 +402,6 @@ fn error_of(message: Message<'_>, what: &str) -> Result<(), LinuxError> {
         None => plain,
     };
     Err(LinuxError::Netlink { what: what.to_owned(), errno, cause })
-}
-
-fn set_option(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the pointer and the length are those of a live integer.
-    let result = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The size of the receive buffer in bytes, as the kernel gave it.
