@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use loden_core::api::PeerStatus;
 use loden_core::model::PerFamily;
 use loden_linux::netns::{self, NetNs};
 use loden_linux::run_dir::{make_dir, read_json, write_atomically, write_json};
@@ -131,12 +133,46 @@ impl Lab {
         for host in &topology.hosts {
             self.agent(&host.name)?.wait_ready()?;
         }
+        if !topology.pools.is_empty() {
+            self.wait_for_each_other()?;
+        }
         tell("pods: attached by loden-cni");
         for host in &topology.hosts {
             for n in 1..=host.pods {
                 let pod = self.attach(&host.name, &format!("{}-pod{n}", host.name))?;
                 self.state.pods.push(pod);
                 self.save()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A host is ready as soon as it can serve pods; that it knows how to reach its peers comes a moment later. A peer that it
+    /// refuses to reach, and says why, is not waited for.
+    fn wait_for_each_other(&self) -> Result<(), LabError> {
+        let is_settled = |peer: &PeerStatus| {
+            let is_refused = peer.problems.iter().any(|problem| !problem.contains("has not published"));
+            !peer.blocks.is_empty() && (peer.objects > 0 || is_refused)
+        };
+        for host in &self.state.hosts {
+            let agent = self.agent(&host.name)?;
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                let status = agent.status()?;
+                let knows_all = status.peers.len() + 1 == self.state.hosts.len();
+                if knows_all && status.kernel.pending == 0 && status.peers.iter().all(is_settled) {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    let cause = format!("its peers are {:?}", status.peers);
+                    return Err(LabError::NotReady {
+                        host: host.name.clone(),
+                        seconds: 20,
+                        cause,
+                        log: agent.log_tail(),
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(2));
             }
         }
         Ok(())

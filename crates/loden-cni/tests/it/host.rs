@@ -123,7 +123,6 @@ impl Host {
     }
 
     /// Sweeps what killed ADDs left, as the agent does.
-    #[cfg(feature = "fault-points")]
     pub fn sweep(&self) -> usize {
         let ledger = loden_linux::ledger::Ledger::new(self.run_dir());
         self.ns.run(|| ledger.sweep()).expect("a thread").expect("swept").len()
