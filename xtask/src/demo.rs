@@ -241,7 +241,8 @@ fn break_the_fdb(lab: &Lab, dev: IfName, mac: Mac, figures: &mut Figures) -> Res
 /// Deletes the entry and waits until it is back; runs inside the host's namespace.
 fn delete_and_wait(dev: IfName, mac: Mac) -> Result<Duration, LinuxError> {
     let mut socket = Socket::open(Protocol::Route)?;
-    let number = number_of(&mut socket, dev)?;
+    let gone = || LinuxError::File { path: dev.to_string(), cause: "there is no such link".to_owned() };
+    let number = loden_linux::rt::link::number_of(&socket, dev)?.ok_or_else(gone)?;
     let mut w = Writer::default();
     neighbour::delete_fdb(&mut w, number, mac);
     let began = Instant::now();
@@ -263,23 +264,6 @@ fn delete_and_wait(dev: IfName, mac: Mac) -> Result<Duration, LinuxError> {
         }
         thread::sleep(Duration::from_micros(200));
     }
-}
-
-fn number_of(socket: &mut Socket, dev: IfName) -> Result<u32, LinuxError> {
-    use loden_linux::rt::link;
-    let mut w = Writer::default();
-    link::list(&mut w);
-    let found = socket.dump(
-        "list links",
-        &mut w,
-        || None,
-        |found, message| {
-            if let Some(seen) = link::parse(message.payload).filter(|seen| seen.name == dev) {
-                *found = Some(seen.index);
-            }
-        },
-    )?;
-    found.ok_or_else(|| LinuxError::File { path: dev.to_string(), cause: "there is no such link".to_owned() })
 }
 
 fn switch_the_backend(lab: &Lab, figures: &mut Figures) -> Result<()> {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use loden_core::desired::{Desired, Source, Why, published};
+use loden_core::kernel::link::LinkKind;
 use loden_core::kernel::{Event, Kernel, KernelError, Key, Object, Sort};
 use loden_core::model::{Attachment, AttachmentKey, BackendConfig, Entry, NodeName, PoolName, Receive};
 use loden_core::plan::{Plan, Refusal, Step, Verb};
@@ -150,10 +151,6 @@ impl<K: Kernel> Reconciler<K> {
         for (key, attachment) in now {
             self.changed.merge(self.view.set_attachment(key, Some(attachment)));
         }
-        if !self.changed.is_empty() {
-            // A pod's link has been made or parked by the plugin, which the mirror need not have seen yet.
-            self.stale.insert(Sort::Link);
-        }
     }
 
     /// Takes in a report of the kernel. Says whether a round is called for.
@@ -173,6 +170,8 @@ impl<K: Kernel> Reconciler<K> {
         let meets = |object: Option<&Object>| match (wanted, object) {
             (Some(wanted), Some(object)) => wanted.object.is_met_by(object),
             (None, None) => true,
+            // A pod's link is the plugin's to make and to remove; its attachment is heard of a little later.
+            (None, Some(Object::Link(link))) => matches!(link.kind, LinkKind::Veth { .. }),
             _ => false,
         };
         if known == seen.as_ref() {
@@ -204,6 +203,11 @@ impl<K: Kernel> Reconciler<K> {
             self.stale.extend([Sort::Link, Sort::Address, Sort::Sysctl]);
         }
         self.desired.update(&self.view, &changed);
+        let has_pods = changed.sources.iter().any(|source| matches!(source, Source::Attachment(_)));
+        if has_pods && self.desired.map().differences().any(|(key, ..)| key.sort() == Sort::Link) {
+            // A pod's link has been made or parked by the plugin, which the mirror need not have seen yet.
+            self.stale.insert(Sort::Link);
+        }
         let mut whole = false;
         for _ in 0..PASSES {
             if !self.observe(&mut round) {

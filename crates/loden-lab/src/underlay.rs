@@ -233,15 +233,7 @@ fn default_routes(dev: &str, gateways: &[IpAddr]) -> Result<(), LinuxError> {
 }
 
 /// The number of a link of the calling thread's namespace.
-pub fn number_of(dev: &str) -> Result<u32, LinuxError> {
-    let name = name_of(dev)?;
-    let mut w = Writer::default();
-    link::list(&mut w);
-    let all = Socket::open(Protocol::Route)?.dump("list links", &mut w, Vec::new, |all: &mut Vec<_>, message| {
-        all.extend(link::parse(message.payload));
-    })?;
-    all.into_iter()
-        .find(|seen| seen.name == name)
-        .map(|seen| seen.index)
-        .ok_or_else(|| LinuxError::File { path: dev.to_owned(), cause: "there is no such link".to_owned() })
+fn number_of(dev: &str) -> Result<u32, LinuxError> {
+    let found = link::number_of(&Socket::open(Protocol::Route)?, name_of(dev)?)?;
+    found.ok_or_else(|| LinuxError::File { path: dev.to_owned(), cause: "there is no such link".to_owned() })
 }

@@ -314,7 +314,7 @@ impl Ledger {
             Err(error) => return Err(LinuxError::system(format!("file {}", path.display()), error)),
         }
         let found = self.run_dir.attachments();
-        if let Some(unreadable) = found.unreadable.first() {
+        if let Some((_, unreadable)) = found.unreadable.first() {
             return Err(LinuxError::File {
                 path: path.display().to_string(),
                 cause: format!(

@@ -24,7 +24,7 @@ pub struct Attachments {
     /// Those that could be read.
     pub good: Vec<Attachment>,
     /// Files that could not, with the cause.
-    pub unreadable: Vec<LinuxError>,
+    pub unreadable: Vec<(PathBuf, LinuxError)>,
 }
 
 impl RunDir {
@@ -164,24 +164,41 @@ impl RunDir {
     pub fn attachments(&self) -> Attachments {
         let mut found = Attachments::default();
         let mut files = Vec::new();
-        for network in entries(&self.attachments_dir(), &mut found.unreadable) {
-            files.extend(entries(&network, &mut found.unreadable));
+        let mut list = |dir: &Path| {
+            let mut errors = Vec::new();
+            let listed = entries(dir, &mut errors);
+            found.unreadable.extend(errors.into_iter().map(|error| (dir.to_owned(), error)));
+            listed
+        };
+        for network in list(&self.attachments_dir()) {
+            files.extend(list(&network));
         }
         for file in files.into_iter().filter(|file| file.extension().is_some_and(|ext| ext == "json")) {
-            match read_json::<Attachment>(&file) {
-                Ok(Some(attachment)) if self.attachment_file(&attachment.key).as_ref() == Ok(&file) => {
-                    found.good.push(attachment);
-                }
-                Ok(Some(attachment)) => found.unreadable.push(LinuxError::File {
-                    path: file.display().to_string(),
-                    cause: format!("describes {}, which belongs into another file", attachment.key),
-                }),
+            match self.attachment_in(&file) {
+                Ok(Some(attachment)) => found.good.push(attachment),
                 // It was removed while the directory was read.
                 Ok(None) => {}
-                Err(error) => found.unreadable.push(error),
+                Err(error) => found.unreadable.push((file, error)),
             }
         }
         found
+    }
+
+    /// The attachment in a file, which must be the one that its key names.
+    ///
+    /// # Errors
+    /// [`LinuxError`] when it cannot be read or understood.
+    pub fn attachment_in(&self, file: &Path) -> Result<Option<Attachment>, LinuxError> {
+        let found = read_json::<Attachment>(file)?;
+        if let Some(attachment) = &found
+            && self.attachment_file(&attachment.key)? != file
+        {
+            return Err(LinuxError::File {
+                path: file.display().to_string(),
+                cause: format!("describes {}, which belongs into another file", attachment.key),
+            });
+        }
+        Ok(found)
     }
 }
 

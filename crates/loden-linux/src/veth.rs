@@ -24,18 +24,18 @@ const PEER: u16 = 1;
 /// [`LinuxError`]; nothing of the pair is left then.
 pub fn create(attachment: &Attachment, routes: &[PodRoute], netns: &NetNs) -> Result<(), LinuxError> {
     let mut socket = Socket::open(Protocol::Route)?;
-    let bridge = number_of(&mut socket, attachment.bridge)?.ok_or_else(|| LinuxError::Netlink {
+    let bridge = link::number_of(&socket, attachment.bridge)?.ok_or_else(|| LinuxError::Netlink {
         what: format!("bridge {}", attachment.bridge),
         errno: libc::ENODEV,
         cause: "it is not there; lodend makes it: is it running and ready?".to_owned(),
     })?;
-    make_pair(&mut socket, attachment, bridge.index, netns).or_else(|error| {
+    make_pair(&mut socket, attachment, bridge, netns).or_else(|error| {
         if error.errno() != libc::EEXIST {
             return Err(error);
         }
         // A DEL that was just now, with the pod's namespace still there, may have left either end parked.
         reap()?;
-        make_pair(&mut socket, attachment, bridge.index, netns)
+        make_pair(&mut socket, attachment, bridge, netns)
     })?;
     let made = netns.visit(|| set_up_pod(attachment, routes));
     made.and_then(|made| made).inspect_err(|_| {
@@ -53,6 +53,7 @@ fn make_pair(socket: &mut Socket, attachment: &Attachment, bridge: u32, netns: &
     w.u32(link::ifla::MTU, attachment.mtu);
     w.u32(link::ifla::MASTER, bridge);
     w.u32(link::ifla::GROUP, LINK_GROUP);
+    one_queue(&mut w);
     let info = w.nest(link::ifla::LINKINFO);
     w.text(link::ifla::INFO_KIND, "veth");
     let data = w.nest(link::ifla::INFO_DATA);
@@ -62,6 +63,7 @@ fn make_pair(socket: &mut Socket, attachment: &Attachment, bridge: u32, netns: &
     w.text(link::ifla::IFNAME, attachment.key.ifname.as_str());
     w.u32(link::ifla::MTU, attachment.mtu);
     w.mac(link::ifla::ADDRESS, attachment.mac);
+    one_queue(&mut w);
     w.u32(link::ifla::NET_NS_FD, netns.as_fd().as_raw_fd().cast_unsigned());
     w.close(peer);
     w.close(data);
@@ -81,11 +83,18 @@ fn make_pair(socket: &mut Socket, attachment: &Attachment, bridge: u32, netns: &
     })
 }
 
+/// A veth uses one queue. Unless told so, the kernel makes one for each possible processor, with its files in sysfs, and takes
+/// all but one away again, which costs a grace period (drivers/net/veth.c, `veth_init_queues`).
+fn one_queue(w: &mut Writer) {
+    w.u32(link::ifla::NUM_TX_QUEUES, 1);
+    w.u32(link::ifla::NUM_RX_QUEUES, 1);
+}
+
 /// Runs inside the pod's namespace.
 fn set_up_pod(attachment: &Attachment, routes: &[PodRoute]) -> Result<(), LinuxError> {
     let ifname = attachment.key.ifname;
     let mut socket = Socket::open(Protocol::Route)?;
-    let Some(number) = number_of(&mut socket, ifname)? else {
+    let Some(number) = link::number_of(&socket, ifname)? else {
         return Err(LinuxError::Netlink {
             what: format!("{ifname} in the pod"),
             errno: libc::ENODEV,
@@ -102,10 +111,10 @@ fn set_up_pod(attachment: &Attachment, routes: &[PodRoute]) -> Result<(), LinuxE
     }
     link::set_up(&mut w, ifname, true);
     for net in &attachment.addresses {
-        address::add(&mut w, *net, number.index);
+        address::add(&mut w, *net, number);
     }
     for r in routes {
-        route::add(&mut w, r.prefix, r.priority, route::To::Gateway(number.index, r.gateway), false);
+        route::add(&mut w, r.prefix, r.priority, route::To::Gateway(number, r.gateway), false);
     }
     let results = socket.batch(&mut w)?;
     results
@@ -133,7 +142,7 @@ pub fn check_pod(attachment: &Attachment, routes: &[PodRoute], netns: &NetNs) ->
     netns.run(|| {
         let mut socket = Socket::open(Protocol::Route)?;
         let ifname = attachment.key.ifname;
-        let Some(seen) = number_of(&mut socket, ifname)? else {
+        let Some(seen) = seen(&mut socket, ifname)? else {
             return Ok(vec![format!("interface {ifname} is missing in the pod")]);
         };
         let mut faults = Vec::new();
@@ -168,12 +177,12 @@ pub fn check_pod(attachment: &Attachment, routes: &[PodRoute], netns: &NetNs) ->
 pub fn check_host(attachment: &Attachment) -> Result<Vec<String>, LinuxError> {
     let mut socket = Socket::open(Protocol::Route)?;
     let name = attachment.host_side;
-    let Some(seen) = number_of(&mut socket, name)? else {
+    let Some(seen) = seen(&mut socket, name)? else {
         return Ok(vec![format!("{name} is missing on the host")]);
     };
     let mut faults = Vec::new();
-    let bridge = number_of(&mut socket, attachment.bridge)?;
-    if bridge.is_none_or(|bridge| seen.master != Some(bridge.index)) {
+    let bridge = link::number_of(&socket, attachment.bridge)?;
+    if bridge.is_none() || seen.master != bridge {
         faults.push(format!("{name} is no port of bridge {}", attachment.bridge));
     }
     if !seen.link.up {
@@ -187,7 +196,7 @@ pub fn check_host(attachment: &Attachment) -> Result<Vec<String>, LinuxError> {
 /// # Errors
 /// [`LinuxError`].
 pub fn exists_in(netns: &NetNs, ifname: IfName) -> Result<bool, LinuxError> {
-    netns.run(|| Ok(number_of(&mut Socket::open(Protocol::Route)?, ifname)?.is_some()))?
+    netns.run(|| Ok(link::number_of(&Socket::open(Protocol::Route)?, ifname)?.is_some()))?
 }
 
 /// Takes the host's end out of the bridge and down, for the reaper. A missing one is parked already.
@@ -236,7 +245,7 @@ fn send(w: &mut Writer, what: &str) -> Result<(), LinuxError> {
     }
 }
 
-fn number_of(socket: &mut Socket, name: IfName) -> Result<Option<link::Seen>, LinuxError> {
+fn seen(socket: &mut Socket, name: IfName) -> Result<Option<link::Seen>, LinuxError> {
     let mut w = Writer::default();
     w.begin(link::GET, 0);
     w.raw(&link::info(0, 0, 0));

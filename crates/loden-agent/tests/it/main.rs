@@ -2,4 +2,5 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
 
 mod cluster;
+mod ledger;
 mod reconcile;

@@ -133,7 +133,7 @@ impl Host {
         let mut left = self.links();
         let found = self.run_dir().attachments();
         left.extend(found.good.iter().map(|a| format!("attachment {}", a.key)));
-        left.extend(found.unreadable.iter().map(ToString::to_string));
+        left.extend(found.unreadable.iter().map(|(_, error)| error.to_string()));
         for dir in [self.run_dir().ipam_dir(), self.run_dir().attachments_dir().join("net")] {
             let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
             let names = names.map(|name| name.to_string_lossy().into_owned());

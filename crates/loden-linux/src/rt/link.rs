@@ -4,8 +4,9 @@ use loden_core::kernel::LINK_GROUP;
 use loden_core::kernel::link::{Bridge, Link, LinkKind, Vxlan};
 use loden_core::model::{IfName, Mac, Vni};
 
+use crate::error::LinuxError;
 use crate::netlink::attr::{Attrs, Writer, ip, mac, text, u16_at, u32_at};
-use crate::netlink::socket::{CREATE, DUMP, EXCL};
+use crate::netlink::socket::{CREATE, DUMP, EXCL, Socket};
 
 /// `RTM_NEWLINK`.
 pub const NEW: u16 = 16;
@@ -37,6 +38,8 @@ pub mod ifla {
     pub const GROUP: u16 = 27;
     pub const NET_NS_FD: u16 = 28;
     pub const EXT_MASK: u16 = 29;
+    pub const NUM_TX_QUEUES: u16 = 31;
+    pub const NUM_RX_QUEUES: u16 = 32;
     pub const INFO_KIND: u16 = 1;
     pub const INFO_DATA: u16 = 2;
     pub const INET6_ADDR_GEN_MODE: u16 = 8;
@@ -101,6 +104,19 @@ pub fn create(w: &mut Writer, name: IfName, link: &Link, underlay: Option<u32>, 
     }
     kind(w, &link.kind, underlay, true);
     w.end();
+}
+
+/// The number of a link of the socket's namespace. Asked by ioctl: the answer is one number, where a netlink request is
+/// answered with all that there is to say of the link.
+///
+/// # Errors
+/// [`LinuxError::System`].
+pub fn number_of(socket: &Socket, name: IfName) -> Result<Option<u32>, LinuxError> {
+    match rustix::net::netdevice::name_to_index(socket, name.as_str()) {
+        Ok(number) => Ok(Some(number)),
+        Err(rustix::io::Errno::NODEV) => Ok(None),
+        Err(error) => Err(LinuxError::system(format!("number of {name}"), error)),
+    }
 }
 
 /// Turns off the link-local address that the kernel would make up (and its timers).

@@ -164,13 +164,8 @@ pub fn make_eth0() {
 }
 
 pub fn index_of(name: &str) -> u32 {
-    let mut socket = Socket::open(Protocol::Route).expect("socket");
-    let mut w = Writer::default();
-    link::list(&mut w);
-    let all = socket
-        .dump("links", &mut w, Vec::new, |all: &mut Vec<_>, m| all.extend(link::parse(m.payload)))
-        .expect("links");
-    all.into_iter().find(|seen| seen.name == ifname(name)).expect(name).index
+    let socket = Socket::open(Protocol::Route).expect("socket");
+    link::number_of(&socket, ifname(name)).expect("number").expect(name)
 }
 
 /// This host with `peers` others, dual stack, by VXLAN.

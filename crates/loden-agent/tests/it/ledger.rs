@@ -1,0 +1,74 @@
+//! Following the attachments' files: what changes is heard of, and nothing that was there is lost.
+
+use std::fs;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use loden_agent::ledger::{Attached, follow};
+use loden_core::model::{Attachment, AttachmentKey};
+use loden_linux::run_dir::RunDir;
+
+fn attachment(network: &str, container: &str) -> Attachment {
+    Attachment {
+        key: AttachmentKey {
+            network: network.to_owned(),
+            container: container.to_owned(),
+            ifname: "eth0".parse().expect("name"),
+        },
+        addresses: vec!["10.244.0.5/24".parse().expect("net")],
+        host_side: "veth0123456789a".parse().expect("name"),
+        bridge: "cni0".parse().expect("name"),
+        mac: "02:00:00:00:00:01".parse().expect("mac"),
+        mtu: 1450,
+        netns: "/run/netns/p".to_owned(),
+        pod: None,
+        complete: true,
+    }
+}
+
+/// Waits for a delivery that is as expected; what is delivered before it is only on the way there.
+fn wait_for(deliveries: &Receiver<Attached>, what: &str, mut is_it: impl FnMut(&Attached) -> bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let delivered = deliveries.recv_timeout(left).unwrap_or_else(|error| panic!("{what}: {error}"));
+        if is_it(&delivered) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn every_change_of_a_file_is_heard_of() {
+    let dir = tempfile::tempdir().expect("directory");
+    let run_dir = RunDir::new(dir.path());
+    run_dir.put_attachment(&attachment("one", "before")).expect("put");
+    let (send, deliveries) = channel();
+    follow(&run_dir, move |now| drop(send.send(now))).expect("follow");
+    wait_for(&deliveries, "what was there", |(good, _)| good.len() == 1);
+
+    for n in 0..200 {
+        run_dir.put_attachment(&attachment("one", &format!("pod{n}"))).expect("put");
+    }
+    wait_for(&deliveries, "a burst", |(good, _)| good.len() == 201);
+    run_dir.put_attachment(&attachment("two", "late")).expect("put");
+    wait_for(&deliveries, "a new network", |(good, _)| good.len() == 202);
+
+    let mut changed = attachment("one", "pod7");
+    changed.mtu = 1400;
+    run_dir.put_attachment(&changed).expect("put");
+    wait_for(&deliveries, "a changed one", |(good, _)| good[&changed.key].mtu == 1400 && good.len() == 202);
+
+    let file = run_dir.attachment_file(&changed.key).expect("file");
+    let torn = file.with_file_name("torn.tmp");
+    fs::write(&torn, "{").expect("write");
+    fs::rename(&torn, &file).expect("rename");
+    wait_for(&deliveries, "a torn one", |(good, bad)| good.len() == 201 && bad.len() == 1);
+    let elsewhere = file.with_file_name("other:eth0.json");
+    fs::rename(run_dir.attachment_file(&attachment("one", "pod8").key).expect("file"), elsewhere).expect("rename");
+    wait_for(&deliveries, "one in another's file", |(_, bad)| bad.len() == 2);
+
+    run_dir.remove_attachment(&changed.key).expect("remove");
+    fs::remove_dir_all(run_dir.attachments_dir().join("two")).expect("remove");
+    wait_for(&deliveries, "removals", |(good, bad)| good.len() == 199 && bad.len() == 1);
+}
