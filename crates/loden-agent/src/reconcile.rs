@@ -213,18 +213,17 @@ impl<K: Kernel> Reconciler<K> {
             if !self.observe(&mut round) {
                 break;
             }
-            let mut plan = Plan::of(&self.desired);
-            self.refused = std::mem::take(&mut plan.refused);
-            if plan.steps.is_empty() {
+            let plan = if whole { Plan::of(&self.desired) } else { Plan::stage(&self.desired) };
+            self.refused = plan.refused;
+            if plan.steps.is_empty() && !plan.is_partial {
                 self.failures.clear();
                 break;
             }
-            let steps = if whole { plan.steps.as_slice() } else { plan.stage() };
-            let links_changed = self.apply(steps, &mut round);
+            let links_changed = self.apply(&plan.steps, &mut round);
             if links_changed {
                 // A link that was made, remade or set up or down takes others' objects with it or lets them be made.
                 self.stale = Sort::ALL.into();
-            } else if whole || steps.len() == plan.steps.len() {
+            } else if !plan.is_partial {
                 break;
             } else {
                 // Links that cannot be had must not keep the rest from being done.
@@ -331,7 +330,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Brings the facts up to date as far as the kernel has followed.
     fn publish(&mut self) {
         let of_local =
-            |key: &Key| self.desired.map().desired(key).is_some_and(|wanted| wanted.why.source == Source::Local);
+            |key: &Key| self.desired.map().desired(key).is_some_and(|wanted| wanted.why.origin.source == Source::Local);
         let (mut host_right, mut routes_right) = (self.observe_error.is_none(), self.observe_error.is_none());
         for (key, wanted, actual) in self.desired.map().differences() {
             let is_left_alone = wanted.is_none() && actual.is_some_and(|actual| !actual.is_ours());

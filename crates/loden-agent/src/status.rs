@@ -143,7 +143,7 @@ fn kernel<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> KernelStatu
         why: failure.why.as_ref().map_or_else(|| "nobody wants it any more".to_owned(), ToString::to_string),
     });
     KernelStatus {
-        wanted: reconciler.desired().map().all_desired().len(),
+        wanted: reconciler.desired().map().count_desired(),
         pending: pending(reconciler),
         writes: by_name(writes),
         repairs: by_name(repairs),

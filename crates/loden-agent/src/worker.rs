@@ -313,7 +313,7 @@ impl Worker {
             }
         }
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        self.metrics.wanted.set(gauge(reconciler.desired().map().all_desired().len()));
+        self.metrics.wanted.set(gauge(reconciler.desired().map().count_desired()));
         self.metrics.pending.set(gauge(status::pending(reconciler)));
         self.metrics.peers.set(gauge(reconciler.view().nodes.len().saturating_sub(1)));
         state.around.nft_ownership = match reconciler.kernel().nft().ownership() {

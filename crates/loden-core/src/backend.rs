@@ -97,20 +97,28 @@ pub fn reach<'a>(
             }
             Ok(()) => {
                 unannounced.get_or_insert((backend, wishes));
-                format!("this node has yet to announce that it sends by {}, which it does by itself", describe(backend))
+                None
             }
-            Err(cause) => cause,
+            Err(cause) => Some(cause),
         };
         // The cause that counts is the one that keeps the pool's own backend, which is first, from working.
-        obstacle.get_or_insert(cause);
+        obstacle.get_or_insert((backend, cause));
     }
+    // Put into words only when it is told: at a start no peer's backend has been announced yet.
+    let in_words = |(backend, cause): (&BackendConfig, Option<String>)| {
+        cause.unwrap_or_else(|| {
+            format!("this node has yet to announce that it sends by {}, which it does by itself", describe(backend))
+        })
+    };
     let intended = unannounced.as_ref().map(|(backend, _)| *backend);
     // Without a choice there is nothing to wait for.
-    let Some((backend, wishes)) = chosen.or(unannounced) else { return Err(obstacle.unwrap_or_default()) };
+    let Some((backend, wishes)) = chosen.or(unannounced) else {
+        return Err(obstacle.map(in_words).unwrap_or_default());
+    };
     let uses = [Some(backend), intended.filter(|intended| *intended != backend)];
     out.uses.extend(uses.into_iter().flatten().map(|backend| (cx.pool.name.clone(), backend.clone())));
     out.absorb(wishes);
-    Ok((backend, obstacle.filter(|_| *backend != cx.pool.backend)))
+    Ok((backend, obstacle.filter(|_| *backend != cx.pool.backend).map(in_words)))
 }
 
 /// Wishes for what reaches the peer by this backend, if it can.

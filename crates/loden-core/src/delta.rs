@@ -1,91 +1,123 @@
-//! Desired against observed: one map of each, and always exactly the keys in which they differ.
+//! Desired against observed: both sides of each key in one place, and always exactly the keys in which they differ.
 //!
 //! The set of differences is kept up at every change, so that asking for it costs what has changed and not what there is:
-//! one peer more among ten thousand is four objects.
+//! one peer more among ten thousand is four objects. A change costs one look-up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hash};
 
 /// Which key is wanted how, is there how, and where the two differ.
 #[derive(Debug, Clone)]
 pub struct DeltaMap<K, W, A> {
-    desired: BTreeMap<K, W>,
-    actual: BTreeMap<K, A>,
+    /// Without a random seed: what is iterated in its order is the same in every run.
+    slots: HashMap<K, Slot<W, A>, BuildHasherDefault<DefaultHasher>>,
     differing: BTreeSet<K>,
     is_met: fn(&W, &A) -> bool,
+    wanted: usize,
+    seen: usize,
 }
 
-impl<K: Ord + Clone, W, A> DeltaMap<K, W, A> {
+/// What is known of a key; one of the two at least.
+#[derive(Debug, Clone)]
+struct Slot<W, A> {
+    desired: Option<W>,
+    actual: Option<A>,
+    differs: bool,
+}
+
+impl<K: Ord + Hash + Clone, W, A> DeltaMap<K, W, A> {
     /// An empty map; `is_met` says whether what is there satisfies what is wanted.
     #[must_use]
     pub fn new(is_met: fn(&W, &A) -> bool) -> Self {
-        Self { desired: BTreeMap::new(), actual: BTreeMap::new(), differing: BTreeSet::new(), is_met }
+        Self { slots: HashMap::default(), differing: BTreeSet::new(), is_met, wanted: 0, seen: 0 }
     }
 
     /// Wants the key to be so.
     pub fn want(&mut self, key: K, value: W) {
-        self.desired.insert(key.clone(), value);
-        self.compare(key);
+        self.change(key, |slot| slot.desired = Some(value));
     }
 
     /// Wants the key no more.
     pub fn unwant(&mut self, key: &K) {
-        if self.desired.remove(key).is_some() {
-            self.compare(key.clone());
+        if self.desired(key).is_some() {
+            self.change(key.clone(), |slot| slot.desired = None);
         }
     }
 
     /// Notes that the key is there.
     pub fn saw(&mut self, key: K, value: A) {
-        self.actual.insert(key.clone(), value);
-        self.compare(key);
+        self.change(key, |slot| slot.actual = Some(value));
     }
 
     /// Notes that the key is not there.
     pub fn missed(&mut self, key: &K) {
-        if self.actual.remove(key).is_some() {
-            self.compare(key.clone());
+        if self.actual(key).is_some() {
+            self.change(key.clone(), |slot| slot.actual = None);
         }
     }
 
     /// How the key is wanted.
     #[must_use]
     pub fn desired(&self, key: &K) -> Option<&W> {
-        self.desired.get(key)
+        self.slots.get(key)?.desired.as_ref()
     }
 
     /// How the key is.
     #[must_use]
     pub fn actual(&self, key: &K) -> Option<&A> {
-        self.actual.get(key)
+        self.slots.get(key)?.actual.as_ref()
     }
 
-    /// All that is wanted.
+    /// All that is wanted, in no order.
+    #[expect(clippy::disallowed_methods, reason = "the documentation says that there is no order")]
+    pub fn all_desired(&self) -> impl Iterator<Item = (&K, &W)> {
+        self.slots.iter().filter_map(|(key, slot)| Some((key, slot.desired.as_ref()?)))
+    }
+
+    /// All that is there, in no order.
+    #[expect(clippy::disallowed_methods, reason = "the documentation says that there is no order")]
+    pub fn all_actual(&self) -> impl Iterator<Item = (&K, &A)> {
+        self.slots.iter().filter_map(|(key, slot)| Some((key, slot.actual.as_ref()?)))
+    }
+
+    /// How many are wanted.
     #[must_use]
-    pub fn all_desired(&self) -> &BTreeMap<K, W> {
-        &self.desired
+    pub fn count_desired(&self) -> usize {
+        self.wanted
     }
 
-    /// All that is there.
+    /// How many are there.
     #[must_use]
-    pub fn all_actual(&self) -> &BTreeMap<K, A> {
-        &self.actual
+    pub fn count_actual(&self) -> usize {
+        self.seen
     }
 
-    /// The keys in which the two differ, with both sides.
+    /// The keys in which the two differ, in order, with both sides.
     pub fn differences(&self) -> impl Iterator<Item = (&K, Option<&W>, Option<&A>)> {
-        self.differing.iter().map(|key| (key, self.desired.get(key), self.actual.get(key)))
+        self.differing.iter().map(|key| (key, self.desired(key), self.actual(key)))
     }
 
-    fn compare(&mut self, key: K) {
-        let same = match (self.desired.get(&key), self.actual.get(&key)) {
-            (Some(wanted), Some(actual)) => (self.is_met)(wanted, actual),
-            (None, None) => true,
-            _ => false,
+    fn change(&mut self, key: K, change: impl FnOnce(&mut Slot<W, A>)) {
+        let slot = self.slots.entry(key.clone()).or_insert(Slot { desired: None, actual: None, differs: false });
+        let before = (slot.desired.is_some(), slot.actual.is_some());
+        change(slot);
+        let after = (slot.desired.is_some(), slot.actual.is_some());
+        self.wanted = self.wanted + usize::from(after.0) - usize::from(before.0);
+        self.seen = self.seen + usize::from(after.1) - usize::from(before.1);
+        let differs = match (&slot.desired, &slot.actual) {
+            (Some(wanted), Some(actual)) => !(self.is_met)(wanted, actual),
+            (None, None) => false,
+            _ => true,
         };
-        if same {
-            self.differing.remove(&key);
-        } else {
-            self.differing.insert(key);
+        let differed = std::mem::replace(&mut slot.differs, differs);
+        if after == (false, false) {
+            self.slots.remove(&key);
+        }
+        match (differed, differs) {
+            (false, true) => drop(self.differing.insert(key)),
+            (true, false) => drop(self.differing.remove(&key)),
+            _ => {}
         }
     }
 }
@@ -129,6 +161,8 @@ mod tests {
                     (0..8).filter(|k| map.desired(k) != map.actual(k)).collect();
                 let found: Vec<u8> = map.differences().map(|(k, _, _)| *k).collect();
                 prop_assert_eq!(found, expected);
+                prop_assert_eq!(map.all_desired().count(), map.count_desired());
+                prop_assert_eq!(map.all_actual().count(), map.count_actual());
             }
         }
     }

@@ -8,7 +8,7 @@ mod source;
 mod wishes;
 
 pub use local::{Published, published};
-pub use source::{Source, Why};
+pub use source::{Origin, Source, Why};
 pub use wishes::{Wanted, Wishes};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +24,8 @@ use crate::view::{Changed, Problem, View};
 pub struct Desired {
     map: DeltaMap<Key, Wanted, Object>,
     by_source: BTreeMap<Source, Held>,
+    /// Keys that are wanted and that an observation must name. Few: no peer's are among them.
+    asked_by_name: BTreeSet<Key>,
     /// Wishes for keys that another source's wish has won.
     contested: BTreeMap<Key, BTreeMap<Source, Wanted>>,
     /// How many peers are sent to by which backend, pool by pool.
@@ -58,6 +60,7 @@ impl Desired {
         Self {
             map: DeltaMap::new(|wanted: &Wanted, actual: &Object| wanted.object.is_met_by(actual)),
             by_source: BTreeMap::new(),
+            asked_by_name: BTreeSet::new(),
             contested: BTreeMap::new(),
             uses: BTreeMap::new(),
             is_unclear: false,
@@ -135,14 +138,16 @@ impl Desired {
 
     /// Of two sources that want one key the lesser has its wish: the result must not depend on who came first.
     fn want(&mut self, key: Key, wanted: Wanted) {
-        let source = wanted.why.source.clone();
+        if is_asked_by_name(&key) {
+            self.asked_by_name.insert(key);
+        }
         match self.map.desired(&key) {
-            Some(holder) if holder.why.source < source => {
-                self.contested.entry(key).or_default().insert(source, wanted);
+            Some(holder) if holder.why.origin.source < wanted.why.origin.source => {
+                self.contested.entry(key).or_default().insert(wanted.why.origin.source.clone(), wanted);
             }
-            Some(holder) if holder.why.source > source => {
+            Some(holder) if holder.why.origin.source > wanted.why.origin.source => {
                 let loser = holder.clone();
-                self.contested.entry(key).or_default().insert(loser.why.source.clone(), loser);
+                self.contested.entry(key).or_default().insert(loser.why.origin.source.clone(), loser);
                 self.map.want(key, wanted);
             }
             _ => self.map.want(key, wanted),
@@ -151,14 +156,17 @@ impl Desired {
 
     fn unwant(&mut self, key: &Key, source: &Source) {
         let waiting = self.contested.get_mut(key);
-        if self.map.desired(key).is_some_and(|holder| holder.why.source != *source) {
+        if self.map.desired(key).is_some_and(|holder| holder.why.origin.source != *source) {
             if let Some(waiting) = waiting {
                 waiting.remove(source);
             }
         } else {
             match waiting.and_then(BTreeMap::pop_first) {
                 Some((_, next)) => self.map.want(*key, next),
-                None => self.map.unwant(key),
+                None => {
+                    self.map.unwant(key);
+                    self.asked_by_name.remove(key);
+                }
             }
         }
         if self.contested.get(key).is_some_and(BTreeMap::is_empty) {
@@ -171,7 +179,7 @@ impl Desired {
         let gone: Vec<Key> = self
             .map
             .all_actual()
-            .keys()
+            .map(|(key, _)| key)
             .filter(|key| sorts.contains(&key.sort()) && !seen.contains_key(key))
             .copied()
             .collect();
@@ -199,12 +207,7 @@ impl Desired {
     #[must_use]
     pub fn scope(&self, sorts: BTreeSet<Sort>) -> Scope {
         let mut scope = Scope { sorts, ..Scope::default() };
-        // Links, sysctls and their like stand first in the order of keys: the thousands of peers' objects are not walked.
-        let first_peer = Key::Nexthop(
-            crate::model::IfName::new("a").unwrap_or_else(|_| unreachable!("a valid name")),
-            std::net::Ipv4Addr::UNSPECIFIED.into(),
-        );
-        for key in self.map.all_desired().range(..first_peer).map(|(key, _)| key) {
+        for key in &self.asked_by_name {
             match key {
                 Key::Sysctl(path) => drop(scope.sysctls.insert(path)),
                 Key::Link(dev) => drop(scope.links.insert(*dev)),
@@ -259,4 +262,8 @@ impl Desired {
     pub fn uses(&self) -> BTreeMap<PoolName, BTreeSet<BackendConfig>> {
         self.uses.iter().map(|(pool, of_pool)| (pool.clone(), of_pool.keys().cloned().collect())).collect()
     }
+}
+
+fn is_asked_by_name(key: &Key) -> bool {
+    matches!(key.sort(), Sort::Sysctl | Sort::Link | Sort::Address)
 }

@@ -58,15 +58,45 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What is not done although it is wanted.
     pub refused: Vec<Refusal>,
+    /// Whether more is to be done, which is planned when these steps are taken.
+    #[serde(skip)]
+    pub is_partial: bool,
 }
 
 impl Plan {
     /// The steps that make what is there what is wanted.
     #[must_use]
     pub fn of(desired: &Desired) -> Self {
+        Self::up_to(desired, |_| false)
+    }
+
+    /// The steps that may be taken on what is known now. Where links are made or changed that is all up to the links
+    /// and their addresses: what hangs on a link goes or comes with it, so the rest is planned anew when they are there.
+    #[must_use]
+    pub fn stage(desired: &Desired) -> Self {
+        let is_make = |step: &Step| step.verb != Verb::Remove;
+        // Links and addresses stand before all that hangs on them in the order of keys.
+        let mut plan =
+            Self::up_to(desired, |steps| steps.iter().any(|step| is_make(step) && step.key.sort() == Sort::Link));
+        if plan.is_partial {
+            plan.steps.retain(|step| is_make(step) || step.key.sort() == Sort::Nft);
+        }
+        plan
+    }
+
+    /// As far as links and their addresses, and further unless `is_enough` says that there it is.
+    fn up_to(desired: &Desired, is_enough: impl Fn(&[Step]) -> bool) -> Self {
         let mut plan = Self::default();
         let mut refused_links = BTreeSet::new();
+        let mut is_past_links = false;
         for (key, wanted, actual) in desired.map().differences() {
+            if !is_past_links && key.sort() > Sort::Address {
+                is_past_links = true;
+                if is_enough(&plan.steps) {
+                    plan.is_partial = true;
+                    break;
+                }
+            }
             match judge(key, wanted, actual, desired.retains(key)) {
                 Judgement::Do(verb) => plan.steps.push(Step {
                     verb,
@@ -87,21 +117,6 @@ impl Plan {
         }
         plan.sort();
         plan
-    }
-
-    /// The steps that may be taken on what is known now. Where links are made or changed that is all up to the links
-    /// and their addresses: what hangs on a link goes or comes with it, so the rest is planned anew when they are there.
-    #[must_use]
-    pub fn stage(&self) -> &[Step] {
-        let makes_links = self.steps.iter().any(|step| step.verb != Verb::Remove && step.key.sort() == Sort::Link);
-        if !makes_links {
-            return &self.steps;
-        }
-        let is_early = |step: &Step| {
-            step.key.sort() == Sort::Nft || (step.verb != Verb::Remove && step.key.sort() <= Sort::Address)
-        };
-        let end = self.steps.iter().position(|step| !is_early(step)).unwrap_or(self.steps.len());
-        &self.steps[..end]
     }
 
     /// Whether there is nothing to do. Refusals do not count: they do not go away by doing.

@@ -95,11 +95,12 @@ impl VxlanConfig {
     /// port and cannot be given another, so while the port is being changed both exist, and the new one has a spare name:
     /// it keeps that for as long as this node's record names its VTEP by it.
     fn device(&self, cx: &Context<'_>, underlay: Family) -> Option<IfName> {
-        let (plain, spare) = (plain_name(self.vni, underlay)?, spare_name(self.vni, self.port, underlay)?);
+        let plain = plain_name(self.vni, underlay)?;
+        let spare = || spare_name(self.vni, self.port, underlay);
         let mut is_plain_promised = false;
         for vtep in promised(cx.view).filter(|vtep| (vtep.vni, vtep.underlay) == (self.vni, underlay)) {
             if vtep.port == self.port {
-                return Some(if vtep.mac == derived_mac(cx.view, spare) { spare } else { plain });
+                return Some(spare().filter(|spare| vtep.mac == derived_mac(cx.view, *spare)).unwrap_or(plain));
             }
             is_plain_promised |= vtep.mac == derived_mac(cx.view, plain);
         }
@@ -107,7 +108,7 @@ impl VxlanConfig {
             BackendConfig::Vxlan(own) => own.vni != self.vni || own.port == self.port,
             BackendConfig::HostGw(_) => true,
         };
-        Some(if is_plain_promised || !is_pools_own { spare } else { plain })
+        if is_plain_promised || !is_pools_own { spare() } else { Some(plain) }
     }
 
     fn vtep_mac(&self, cx: &Context<'_>, underlay: Family) -> Mac {

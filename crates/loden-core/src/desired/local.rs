@@ -82,7 +82,7 @@ pub(super) fn local(view: &View) -> Wishes {
     out.want(Key::Nft, Object::Nft(Box::new(table)), "masquerade and forwarding");
     bridge(view, mtu, &mut out);
     for pool in view.pools.values() {
-        out.pool = Some(pool.name.clone());
+        out.serve(Some(pool.name.clone()));
         let cx = Context { view, underlay, pool };
         for backend in view.active_backends(pool) {
             backend.backend().host(&cx, &mut out);
@@ -147,14 +147,14 @@ fn bridge(view: &View, mtu: u32, out: &mut Wishes) {
         out.want(Key::DeviceSysctl(dev, sysctl), Object::Sysctl(0), "bridge for pods");
     }
     for pool in view.pools.values() {
-        out.pool = Some(pool.name.clone());
+        out.serve(Some(pool.name.clone()));
         for block in view.own_blocks_in(pool) {
             if let Some(net) = gateway(block) {
                 out.want(Key::Address(dev, net), Object::Address { ours: true }, "pods' gateway");
             }
         }
     }
-    out.pool = None;
+    out.serve(None);
 }
 
 /// The first usable address of a block, with its prefix length.
@@ -197,17 +197,17 @@ pub(super) fn peer(view: &View, name: &NodeName) -> Wishes {
         }
     }
     for (pool, blocks) in by_pool.into_values() {
-        out.pool = Some(pool.name.clone());
+        out.serve(Some(pool.name.clone()));
         let cx = Context { view, underlay, pool };
-        let subject = format!("node {name}, pool {}", pool.name);
+        let subject = || format!("node {name}, pool {}", pool.name);
         match reach(&cx, node, &blocks, &mut out) {
             Ok((backend, obstacle)) => {
                 out.uses.push((pool.name.clone(), backend.clone()));
                 if let Some(cause) = obstacle {
-                    out.problem(subject, format!("still reached by {}: {cause}", backend.kind()));
+                    out.problem(subject(), format!("still reached by {}: {cause}", backend.kind()));
                 }
             }
-            Err(cause) => out.problem(subject, cause),
+            Err(cause) => out.problem(subject(), cause),
         }
     }
     out

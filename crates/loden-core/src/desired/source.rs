@@ -1,6 +1,7 @@
 //! Where a wish comes from: for people who ask why an object is there, and for thinking over only what changed.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -18,14 +19,22 @@ pub enum Source {
     Attachment(AttachmentKey),
 }
 
-/// Why an object is wanted.
+/// Where a wish comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Why {
+pub struct Origin {
     /// What in the view it comes from.
     pub source: Source,
     /// The pool that it serves, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolName>,
+}
+
+/// Why an object is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Why {
+    /// Where the wish comes from: one for all that a source wants for a pool.
+    #[serde(flatten)]
+    pub origin: Arc<Origin>,
     /// What the object does, in a few words.
     pub role: &'static str,
 }
@@ -33,12 +42,12 @@ pub struct Why {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.role)?;
-        match &self.source {
+        match &self.origin.source {
             Source::Local => {}
             Source::Peer(node) => write!(f, " of node {node}")?,
             Source::Attachment(key) => write!(f, " of attachment {key}")?,
         }
-        if let Some(pool) = &self.pool {
+        if let Some(pool) = &self.origin.pool {
             write!(f, ", pool {pool}")?;
         }
         Ok(())

@@ -1,10 +1,11 @@
 //! The wishes of one source, while they are being collected.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Source, Why};
+use super::{Origin, Source, Why};
 use crate::kernel::{Key, Object};
 use crate::model::{BackendConfig, IfName, PoolName, Vni};
 use crate::view::Problem;
@@ -21,9 +22,7 @@ pub struct Wanted {
 /// What a source wants, and what stands against it.
 #[derive(Debug)]
 pub struct Wishes {
-    source: Source,
-    /// The pool that is being served while wishes are added.
-    pub pool: Option<PoolName>,
+    origin: Arc<Origin>,
     /// The objects.
     pub objects: BTreeMap<Key, Wanted>,
     /// What could not be wished for.
@@ -49,8 +48,7 @@ impl Wishes {
     #[must_use]
     pub fn new(source: Source) -> Self {
         Self {
-            source,
-            pool: None,
+            origin: Arc::new(Origin { source, pool: None }),
             objects: BTreeMap::new(),
             problems: Vec::new(),
             notices: Vec::new(),
@@ -62,10 +60,15 @@ impl Wishes {
         }
     }
 
+    /// What is wished for from now on serves this pool, or none.
+    pub fn serve(&mut self, pool: Option<PoolName>) {
+        self.origin = Arc::new(Origin { source: self.origin.source.clone(), pool });
+    }
+
     /// Adds a wish. Two pools may want one object (one VTEP device carries both families): the first has it, and where
     /// they differ in the MTU the smaller does for both.
     pub fn want(&mut self, key: Key, object: Object, role: &'static str) {
-        let why = Why { source: self.source.clone(), pool: self.pool.clone(), role };
+        let why = Why { origin: Arc::clone(&self.origin), role };
         match self.objects.get_mut(&key) {
             None => drop(self.objects.insert(key, Wanted { object, why })),
             Some(first) => {
@@ -79,7 +82,7 @@ impl Wishes {
     /// No wishes yet, for the same source and pool: to try something out.
     #[must_use]
     pub fn scratch(&self) -> Self {
-        Self { pool: self.pool.clone(), ..Self::new(self.source.clone()) }
+        Self { origin: Arc::clone(&self.origin), ..Self::new(Source::Local) }
     }
 
     /// Adds all objects of another, as [`Wishes::want`] would.

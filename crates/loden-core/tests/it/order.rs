@@ -165,11 +165,12 @@ impl Follower {
 
 /// All that a desired state says, line by line.
 fn told(view: &View, desired: &Desired) -> Vec<String> {
-    let wanted = desired.map().all_desired().iter();
-    let wanted = wanted.map(|(key, wanted)| format!("{key} {} # {}", wanted.object, wanted.why));
+    let wanted = desired.map().all_desired();
+    let mut wanted: Vec<_> = wanted.map(|(key, wanted)| format!("{key} {} # {}", wanted.object, wanted.why)).collect();
+    wanted.sort();
     let uses = desired.uses().into_iter().map(|used| format!("{used:?}"));
     let rest = format!("{}{}", picture::problems(view, desired), Plan::of(desired));
-    wanted.chain(uses).chain(rest.lines().map(str::to_owned)).collect()
+    wanted.into_iter().chain(uses).chain(rest.lines().map(str::to_owned)).collect()
 }
 
 /// Compares what two say, and names only what differs.
@@ -330,7 +331,7 @@ fn one_peer_more_among_ten_thousand_is_four_objects_and_nothing_else_is_thought_
     }
     follower.desired.update(&follower.view, &picture::everything());
     let mut kernel = FakeKernel::new("eth0");
-    kernel.objects = follower.desired.map().all_desired().iter().map(|(key, w)| (*key, w.object.clone())).collect();
+    kernel.objects = follower.desired.map().all_desired().map(|(key, w)| (*key, w.object.clone())).collect();
     follower.desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
     assert!(Plan::of(&follower.desired).is_empty());
 

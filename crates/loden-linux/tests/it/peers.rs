@@ -36,10 +36,10 @@ fn peers_come_and_go_without_a_trace() {
         let mut kernel = LinuxKernel::open().expect("kernel");
         let mut desired = Desired::new();
         assert_eq!(settle(&mut kernel, &mut desired, &view(50)), Vec::<String>::new());
-        let many = desired.map().all_actual().len();
+        let many = desired.map().count_actual();
         let mut desired = Desired::new();
         assert_eq!(settle(&mut kernel, &mut desired, &view(2)), Vec::<String>::new());
-        let few = desired.map().all_actual().len();
+        let few = desired.map().count_actual();
         // Per peer: two neighbours, nexthops and routes, and two FDB entries.
         assert_eq!(many - few, 48 * 8);
         assert!(Plan::of(&desired).is_empty());
@@ -63,7 +63,7 @@ fn ten_thousand_peers_in_one_plan() {
             &mut std::io::stderr(),
             format_args!(
                 "{} objects thought out, made and read back in {settled:?}; {seen} read in {:?}\n",
-                desired.map().all_actual().len(),
+                desired.map().count_actual(),
                 begun.elapsed()
             ),
         )
