@@ -42,8 +42,7 @@ pub enum Command {
     #[command(subcommand)]
     Pool(Pool),
     /// Whole clusters on this machine, to learn and to test.
-    #[command(subcommand)]
-    Lab(Lab),
+    Lab(Labs),
     /// Writes shell completions or man pages.
     #[command(subcommand, hide = true)]
     Generate(Generate),
@@ -84,6 +83,17 @@ pub enum Pool {
 }
 
 /// Labs.
+#[derive(Debug, ClapArgs)]
+pub struct Labs {
+    /// Where labs are, a directory each.
+    #[arg(long, global = true, value_name = "DIR", default_value = loden_lab::lab::LABS, env = "LODEN_LABS")]
+    pub labs: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Lab,
+}
+
+/// What is done with labs.
 #[derive(Debug, Subcommand)]
 pub enum Lab {
     /// Makes a lab from a topology.

@@ -8,6 +8,7 @@ use loden_lab::Lab;
 use loden_linux::netlink::Writer;
 use loden_linux::rt::{address, link, neighbour, nexthop, route};
 use loden_linux::{LinuxKernel, sysctl};
+use rustix::process::Signal;
 
 use crate::support::{POOLS, SEGMENT, all_reach, by_hand, hosts, number, say, up, wait_for};
 
@@ -110,6 +111,37 @@ fn each_kind_of_drift_is_repaired_and_named_and_foreign_things_stay() {
     assert!(foreign_is_there(&lab));
     let after = agent.status().expect("a status");
     assert_eq!((after.kernel.pending, after.kernel.failing.len()), (0, 0));
+}
+
+/// The table is owned: while the agent lives the kernel keeps others from it, and what they do while it is away is undone when
+/// it is back.
+#[test]
+fn a_flushed_table_is_kept_or_made_again_and_foreign_tables_stay() {
+    let lab = up("flushed", &[SEGMENT, &hosts(1, ""), POOLS].concat());
+    let agent = lab.agent("host1").expect("an agent");
+    let nft = |words: &str| {
+        let args = ["-c".to_owned(), format!("nft {words} >/dev/null 2>&1")];
+        lab.exec("host1", "sh", &args).expect("sh") == 0
+    };
+    assert!(nft("list ruleset"), "nft is installed by `cargo xtask test`");
+    assert!(!nft("delete table inet loden"));
+    assert!(!nft("flush table inet loden"));
+    assert!(nft("flush ruleset"), "the kernel passes over tables that others own");
+    assert!(nft("list table inet loden"));
+    assert_eq!(agent.plan().expect("a plan").text, "");
+    all_reach(&lab);
+
+    assert!(nft("add table inet foreign"));
+    for by_hand in ["flush table inet loden", "delete table inet loden"] {
+        agent.end(Signal::KILL).expect("it ends");
+        assert!(nft(by_hand), "without its agent nobody owns the table");
+        agent.start(&lab.binaries().lodend, false).expect("it starts");
+        agent.wait_ready().expect("it gets ready");
+        assert_eq!(agent.plan().expect("a plan").text, "", "{by_hand}");
+        assert_eq!(agent.status().expect("a status").kernel.writes.values().sum::<u64>(), 1, "{by_hand}");
+        all_reach(&lab);
+    }
+    assert!(nft("list table inet foreign"));
 }
 
 /// The same objects, whatever the numbers of links are now.

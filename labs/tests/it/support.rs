@@ -47,7 +47,7 @@ pub fn up(name: &str, topology: &str) -> Guard {
     Guard(Lab::up(&topology, &dir, binaries(), false, &mut |_| {}).expect("the lab comes up"))
 }
 
-fn binaries() -> Binaries {
+pub fn binaries() -> Binaries {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top.join("target"), PathBuf::from);
     let binaries = Binaries::in_dir(&target.join("debug"));

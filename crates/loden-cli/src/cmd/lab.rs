@@ -2,19 +2,19 @@
 
 use std::path::Path;
 
-use loden_lab::lab::{self, LABS};
+use loden_lab::lab;
 use loden_lab::probe::reach;
 use loden_lab::{Binaries, Lab, Topology};
 
-use crate::args::{Lab as Command, Output};
+use crate::args::{Lab as Command, Labs, Output};
 use crate::error::CliError;
 use crate::render;
 
 /// Runs the command.
-pub fn run(command: &Command, output: Output) -> Result<u8, CliError> {
-    let labs = Path::new(LABS);
-    match command {
-        Command::Up { file } => up(file, output),
+pub fn run(args: &Labs, output: Output) -> Result<u8, CliError> {
+    let labs = args.labs.as_path();
+    match &args.command {
+        Command::Up { file } => up(labs, file, output),
         Command::Ls => ls(labs, output),
         Command::Exec { lab, place, command } => {
             let code = Lab::open(&labs.join(lab))?.exec(place, &command[0], &command[1..])?;
@@ -29,7 +29,7 @@ pub fn run(command: &Command, output: Output) -> Result<u8, CliError> {
     }
 }
 
-fn up(file: &Path, output: Output) -> Result<u8, CliError> {
+fn up(labs: &Path, file: &Path, output: Output) -> Result<u8, CliError> {
     let bad = |cause: String| CliError::File { path: file.display().to_string(), cause };
     let text = std::fs::read_to_string(file).map_err(|error| bad(error.to_string()))?;
     let topology = Topology::parse(&text)?;
@@ -41,7 +41,7 @@ fn up(file: &Path, output: Output) -> Result<u8, CliError> {
             let _ = render::text(&format!("· {step}\n"));
         }
     };
-    let lab = Lab::up(&topology, &Path::new(LABS).join(&topology.name), binaries, true, &mut tell)?;
+    let lab = Lab::up(&topology, &labs.join(&topology.name), binaries, true, &mut tell)?;
     match output {
         Output::Json => {
             render::json(&serde_json::json!({ "lab": lab.name(), "hosts": lab.hosts(), "pods": lab.pods() }))?
