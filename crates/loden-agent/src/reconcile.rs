@@ -60,6 +60,9 @@ pub struct Reconciler<K> {
     desired: Desired,
     changed: Changed,
     stale: BTreeSet<Sort>,
+    /// Sorts of what the kernel refused: that may stand on a wrong idea of what it holds. They are read again at the next
+    /// try, not at every change that comes before it.
+    doubted: BTreeSet<Sort>,
     /// Set by the first whole listing of the store: before it nothing is known, and nothing is touched.
     synced: bool,
     /// Set by the first observation: what differs before it is no drift.
@@ -86,6 +89,7 @@ impl<K: Kernel> Reconciler<K> {
             desired: Desired::new(),
             changed: Changed::default(),
             stale: Sort::ALL.into(),
+            doubted: BTreeSet::new(),
             synced: false,
             observed_once: false,
             facts: Facts::default(),
@@ -190,6 +194,11 @@ impl<K: Kernel> Reconciler<K> {
         self.stale = Sort::ALL.into();
     }
 
+    /// Has what the kernel refused looked at and tried again at the next round.
+    pub fn retry(&mut self) {
+        self.stale.append(&mut self.doubted);
+    }
+
     /// Thinks over what has changed, looks at what may have, and makes the kernel follow.
     pub fn round(&mut self) -> Round {
         let mut round = Round::default();
@@ -214,12 +223,11 @@ impl<K: Kernel> Reconciler<K> {
                 break;
             }
             let plan = if whole { Plan::of(&self.desired) } else { Plan::stage(&self.desired) };
+            let links_changed = self.apply(&plan, &mut round);
             self.refused = plan.refused;
             if plan.steps.is_empty() && !plan.is_partial {
-                self.failures.clear();
                 break;
             }
-            let links_changed = self.apply(&plan.steps, &mut round);
             if links_changed {
                 // A link that was made, remade or set up or down takes others' objects with it or lets them be made.
                 self.stale = Sort::ALL.into();
@@ -249,6 +257,7 @@ impl<K: Kernel> Reconciler<K> {
             Err(error) => {
                 self.events.push("error", &error.object, format!("cannot be read: {}", error.cause));
                 self.observe_error = Some(error);
+                // Before it has been read nothing is planned: what is known of it may be wrong.
                 self.stale = sorts;
                 round.failed += 1;
                 return false;
@@ -276,11 +285,10 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Carries out the steps. Says whether a link changed, so that everything has to be looked at again.
-    fn apply(&mut self, steps: &[Step], round: &mut Round) -> bool {
+    fn apply(&mut self, plan: &Plan, round: &mut Round) -> bool {
         self.failures.clear();
         // Make before break: while something could not be made, nothing is removed that may stand in for it.
-        let is_removal = |step: &Step| step.verb == Verb::Remove && step.key.sort() != Sort::Nft;
-        let (makes, removals) = steps.split_at(steps.iter().position(is_removal).unwrap_or(steps.len()));
+        let (makes, removals) = plan.makes_and_removals();
         let mut links_changed = self.carry_out(makes, round);
         if self.failures.is_empty() {
             links_changed |= self.carry_out(removals, round);
@@ -305,8 +313,7 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 Err(error) => {
                     round.failed += 1;
-                    // What the kernel refuses may stand on a wrong idea of what it holds.
-                    self.stale.insert(step.key.sort());
+                    self.doubted.insert(step.key.sort());
                     self.events.push("error", &step.key.to_string(), error.cause.clone());
                     self.failures.insert(step.key, Failure { error, why: step.why.clone() });
                 }

@@ -233,6 +233,9 @@ impl Worker {
             state.waiting_since = None;
             return;
         }
+        if is_retry {
+            reconciler.retry();
+        }
         let began = Instant::now();
         let round = reconciler.round();
         let took = began.elapsed();
@@ -240,11 +243,14 @@ impl Worker {
             self.metrics.store_lag.observe(since.elapsed().as_secs_f64());
         }
         state.last_round = Some(Instant::now());
-        state.retry = if round.failed == 0 {
-            None
-        } else {
-            let pause = state.retry.map_or(RETRY_FIRST, |(_, pause)| (pause * 2).min(RETRY_MOST));
-            Some((Instant::now() + pause, pause))
+        state.retry = match state.retry {
+            _ if round.failed == 0 => None,
+            // Rounds that other changes call for neither put the next try off nor bring it nearer.
+            Some(planned) if !is_retry => Some(planned),
+            former => {
+                let pause = former.map_or(RETRY_FIRST, |(_, pause)| (pause * 2).min(RETRY_MOST));
+                Some((Instant::now() + pause, pause))
+            }
         };
         state.around.last_round_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.metrics.round(&round, took, Duration::from_millis(reconciler.events.uptime_ms()));

@@ -226,10 +226,17 @@ impl Desired {
     }
 
     /// Whether something of ours that nobody wants is left all the same: everything as long as not all wishes are known, a
-    /// VTEP device (with its addresses) for as long as this node's record promises it to peers, or may come to.
+    /// VTEP device for as long as this node's record promises it to peers, or may come to; with it its addresses, unless
+    /// it is wanted by itself, when it is known which they are.
     #[must_use]
     pub fn retains(&self, key: &Key) -> bool {
-        self.is_unclear || matches!(key, Key::Link(dev) | Key::Address(dev, _) if self.may_be_promised(*dev))
+        let is_wanted = |dev| self.map.desired(&Key::Link(dev)).is_some();
+        match *key {
+            _ if self.is_unclear => true,
+            Key::Link(dev) => self.may_be_promised(dev),
+            Key::Address(dev, _) => self.may_be_promised(dev) && !is_wanted(dev),
+            _ => false,
+        }
     }
 
     fn may_be_promised(&self, dev: IfName) -> bool {

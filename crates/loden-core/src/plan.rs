@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
@@ -97,7 +98,8 @@ impl Plan {
                     break;
                 }
             }
-            match judge(key, wanted, actual, desired.retains(key)) {
+            let retained = desired.retains(key) && !is_in_the_way(desired, key);
+            match judge(key, wanted, actual, retained) {
                 Judgement::Do(verb) => plan.steps.push(Step {
                     verb,
                     key: *key,
@@ -117,6 +119,14 @@ impl Plan {
         }
         plan.sort();
         plan
+    }
+
+    /// The steps that make, with what has to go before, and those that remove what is no longer needed: these are taken
+    /// only when all of the others have succeeded.
+    #[must_use]
+    pub fn makes_and_removals(&self) -> (&[Step], &[Step]) {
+        let last_make = self.steps.iter().rposition(|step| !is_removal(step));
+        self.steps.split_at(last_make.map_or(0, |n| n + 1))
     }
 
     /// Whether there is nothing to do. Refusals do not count: they do not go away by doing.
@@ -147,16 +157,42 @@ impl Plan {
 
     /// Puts the steps into the order of doing: makes and changes first, each after what it needs, then removals in the
     /// opposite order (make before break). The nftables table goes first in every case: it is one transaction, and
-    /// packets must find its rules before they find a route.
+    /// packets must find its rules before they find a route. An address that is a peer's now goes before that peer's
+    /// nexthop, which the kernel refuses as long as the gateway is this host's own.
     pub(crate) fn sort(&mut self) {
+        let gateways: BTreeSet<IpAddr> = self.steps.iter().filter_map(gateway).collect();
+        let is_late = |step: &Step| {
+            let is_in_the_way = matches!(step.key, Key::Address(_, net) if gateways.contains(&net.addr()));
+            is_removal(step) && !is_in_the_way
+        };
         self.steps.sort_by(|a, b| {
-            let is_removal = |step: &Step| step.verb == Verb::Remove && step.key.sort() != Sort::Nft;
-            is_removal(a).cmp(&is_removal(b)).then_with(|| {
+            is_late(a).cmp(&is_late(b)).then_with(|| {
                 let forward = order(a).cmp(&order(b)).then_with(|| a.key.cmp(&b.key));
-                if is_removal(a) { forward.reverse() } else { forward }
+                if is_late(a) { forward.reverse() } else { forward }
             })
         });
     }
+}
+
+/// Whether a step takes away what packets may still need.
+fn is_removal(step: &Step) -> bool {
+    step.verb == Verb::Remove && step.key.sort() != Sort::Nft
+}
+
+/// The gateway of the nexthop that a step makes.
+fn gateway(step: &Step) -> Option<IpAddr> {
+    match step.key {
+        Key::Nexthop(_, gateway) if step.verb != Verb::Remove => Some(gateway),
+        _ => None,
+    }
+}
+
+/// Whether an address of this host is the gateway of a nexthop that is yet to be made: its block is a peer's now.
+/// Addresses are few, and those that nobody wants are fewer.
+fn is_in_the_way(desired: &Desired, key: &Key) -> bool {
+    let Key::Address(_, net) = key else { return false };
+    let is_it = |other: &Key| matches!(other, Key::Nexthop(_, gateway) if *gateway == net.addr());
+    desired.map().differences().any(|(other, wanted, _)| wanted.is_some() && is_it(other))
 }
 
 /// What is to be done about a difference.

@@ -26,6 +26,8 @@ pub struct FakeKernel {
     pub writes: BTreeMap<Sort, u64>,
     /// Counts down with every step; the one at 0 fails with this error number. Then the kernel is well again.
     pub fail_in: Option<(usize, i32)>,
+    /// How often it was read.
+    pub observed: u64,
     /// While set, nothing can be read.
     pub is_blind: bool,
 }
@@ -124,6 +126,12 @@ impl FakeKernel {
         if !matches!(key, Key::Link(_)) {
             key.device().map_or(Ok(()), |dev| self.needs_link(dev))?;
         }
+        if let Key::Nexthop(_, gateway) = key
+            && self.objects.keys().any(|key| matches!(key, Key::Address(_, net) if net.addr() == gateway))
+        {
+            // `fib_check_nh` (net/ipv4/fib_semantics.c)
+            return Err((EINVAL, "Nexthop has invalid gateway".to_owned()));
+        }
         match new {
             Object::Route(Via::Nexthop(dev, gateway)) if !self.objects.contains_key(&Key::Nexthop(*dev, *gateway)) => {
                 return Err((EINVAL, "Nexthop id does not exist".to_owned()));
@@ -178,6 +186,7 @@ impl FakeKernel {
 
 impl Kernel for FakeKernel {
     fn observe(&mut self, scope: &Scope) -> Result<Observed, KernelError> {
+        self.observed += 1;
         if self.is_blind {
             let cause = "Input/output error".to_owned();
             return Err(KernelError { object: "list links".to_owned(), errno: 5, cause });

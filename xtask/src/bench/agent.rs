@@ -92,7 +92,7 @@ fn add_nodes(url: &str) -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let store = loden_store::open(url).await?;
         for record in super::peers::records(MANY) {
-            store.put(record, Expect::Any, None).await?;
+            store.put(record, Expect::Absent, None).await?;
         }
         Ok(())
     })

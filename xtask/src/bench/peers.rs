@@ -1,7 +1,7 @@
 //! Ten thousand VXLAN peers into an empty kernel, against the form of one on-link route a peer by `ip -batch` and
 //! `bridge -batch`; and one peer more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
@@ -207,9 +207,14 @@ fn pool() -> Pool {
         block_len: 24,
         backend: BackendConfig::Vxlan(VxlanConfig::default()),
         nat_outgoing: true,
-        node_selector: Default::default(),
+        node_selector: labels(),
         unknown: Default::default(),
     }
+}
+
+/// The nodes of the pool: the hosts of a lab that it is written into must not claim blocks of it.
+fn labels() -> BTreeMap<String, String> {
+    BTreeMap::from([("bench".to_owned(), "many".to_owned())])
 }
 
 /// The records of a pool and of so many nodes with a block of it each.
@@ -243,7 +248,7 @@ pub fn node(n: u32) -> [Entry; 2] {
         name: node.clone(),
         uid: name(&format!("uid-n{n}")),
         underlay: PerFamily { v4: Some(IpAddr::from((0xc0a8_0701_u32 + n).to_be_bytes())), v6: None },
-        labels: Default::default(),
+        labels: labels(),
         receives: vec![receive(vni)],
         sends: Default::default(),
         unknown: Default::default(),

@@ -85,6 +85,7 @@ pub fn reconciler(kernel: FakeKernel) -> Reconciler<FakeKernel> {
 /// Rounds until nothing fails and nothing is left to do; the bound only guards against never.
 pub fn settle(reconciler: &mut Reconciler<FakeKernel>) {
     for _ in 0..20 {
+        reconciler.retry();
         let round = reconciler.round();
         if round.failed == 0 && reconciler.dry_run().expect("readable").is_empty() {
             return;

@@ -2,7 +2,7 @@
 
 use loden_core::kernel::link::{Link, LinkKind, Vxlan};
 use loden_core::kernel::{Event, Key, Object, Sort};
-use loden_core::model::Vni;
+use loden_core::model::{Record, Vni};
 use loden_testkit::FakeKernel;
 
 use crate::cluster::{host_gw, listing, published, reconciler, settle, settled, vxlan};
@@ -120,6 +120,53 @@ fn nodes_that_went_while_the_agent_was_off_leave_no_trace() {
     agent.listing(&listing(2, &vxlan()));
     settle(&mut agent);
     assert_eq!(agent.kernel().objects, settled(2, &vxlan()).objects);
+}
+
+#[test]
+fn a_block_that_another_node_has_taken_is_routed_there_and_its_addresses_are_given_up() {
+    for has_another in [true, false] {
+        let mut agent = reconciler(settled(2, &vxlan()));
+        agent.listing(&listing(2, &vxlan()));
+        agent.round();
+        let mut taken = listing(2, &vxlan());
+        if !has_another {
+            taken.retain(|entry| !matches!(&entry.record, Record::Block(block) if block.owner.as_str() == "n0"));
+        }
+        for entry in &mut taken {
+            if let Record::Block(block) = &mut entry.record {
+                match block.owner.as_str() {
+                    "n0" => block.cidr = "10.244.200.0/24".parse().expect("prefix"),
+                    "n1" => block.cidr = "10.244.0.0/24".parse().expect("prefix"),
+                    _ => {}
+                }
+            }
+        }
+        agent.listing(&taken);
+        let round = agent.round();
+        assert_eq!(round.failed, 0, "{:?}", agent.problems());
+        let mut fresh = reconciler(FakeKernel::new("eth0"));
+        fresh.listing(&taken);
+        settle(&mut fresh);
+        assert_eq!(agent.kernel().objects, fresh.kernel().objects);
+    }
+}
+
+#[test]
+fn what_failed_is_looked_at_again_by_the_next_try_and_not_by_every_change() {
+    let mut kernel = FakeKernel::new("eth0");
+    kernel.fail_in = Some((12, 12));
+    let mut agent = reconciler(kernel);
+    agent.listing(&listing(3, &vxlan()));
+    assert!(agent.round().failed > 0);
+    assert!(!agent.is_due());
+    let seen = agent.kernel().observed;
+    agent.listing(&listing(4, &vxlan()));
+    agent.round();
+    assert_eq!(agent.kernel().observed, seen, "a peer more is no reason to look at everything");
+    agent.retry();
+    agent.round();
+    assert!(agent.kernel().observed > seen);
+    assert_eq!(agent.kernel().objects, settled(4, &vxlan()).objects);
 }
 
 #[test]

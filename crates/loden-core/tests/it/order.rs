@@ -8,7 +8,7 @@ use loden_core::kernel::{Key, Object};
 use loden_core::model::{
     BackendConfig, Block, Entry, Family, Mac, Node, NodeName, PerFamily, Pool, Receive, Record, Vni,
 };
-use loden_core::plan::{Plan, Verb};
+use loden_core::plan::{Plan, Step, Verb};
 use loden_core::underlay::Underlay;
 use loden_core::view::{Changed, Local, View};
 use proptest::prelude::*;
@@ -272,10 +272,15 @@ fn reach_rest(desired: &mut Desired, kernel: &mut FakeKernel, stays: &BTreeSet<K
         if plan.is_empty() {
             return Ok(());
         }
-        let mut is_removing = false;
-        for step in plan.steps.iter().filter(|step| step.key != Key::Nft) {
-            prop_assert!(!is_removing || step.verb == Verb::Remove, "made after it is broken:\n{}", plan);
-            is_removing = step.verb == Verb::Remove;
+        let (makes, removals) = plan.makes_and_removals();
+        prop_assert!(removals.iter().all(|step| step.verb == Verb::Remove), "made after it is broken:\n{}", plan);
+        for step in makes.iter().filter(|step| step.verb == Verb::Remove && step.key != Key::Nft) {
+            // Only an address of ours that is to be a peer's gateway goes before.
+            let is_for = |other: &Step| {
+                matches!((step.key, other.key), (Key::Address(_, net), Key::Nexthop(_, addr))
+                if net.addr() == addr && other.verb == Verb::Add)
+            };
+            prop_assert!(makes.iter().any(is_for), "broken before it is made: {}\n{}", step, plan);
         }
         let breaks = plan.steps.iter().any(|step| step.verb == Verb::Recreate);
         let mut missing = Vec::new();
