@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use loden_core::desired::Desired;
 use loden_core::kernel::{Kernel, Key, Object, Sort};
 use loden_core::model::{
-    BackendConfig, Block, Entry, Family, Mac, Node, NodeName, PerFamily, Pool, Prefix, Receive, Record, Vni,
+    BackendConfig, Block, Entry, Family, IfName, Mac, Node, NodeName, PerFamily, Pool, Prefix, Receive, Record, Vni,
     VxlanConfig,
 };
 use loden_core::plan::{Plan, Step};
@@ -65,7 +65,10 @@ fn in_namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
             .spawn(|| {
                 netns::unshare_net()?;
                 make_eth0()?;
-                work()
+                let figures = work()?;
+                // By itself the kernel takes a namespace down later, with a lock that the next run needs.
+                delete(&[name("flannel.1"), name("eth0")])?;
+                Ok(figures)
             })
             .join()
             .unwrap_or_else(|_| bail!("a thread panicked"))
@@ -173,6 +176,12 @@ fn make_eth0() -> Result<()> {
     address::add(&mut w, "192.168.7.1/16".parse()?, eth0);
     socket.batch(&mut w)?.into_iter().collect::<Result<(), _>>()?;
     Ok(())
+}
+
+fn delete(links: &[IfName]) -> Result<()> {
+    let mut w = Writer::default();
+    links.iter().for_each(|name| link::delete(&mut w, *name));
+    Ok(Socket::open(Protocol::Route)?.batch(&mut w)?.into_iter().collect::<Result<(), _>>()?)
 }
 
 fn view(peers: u32) -> View {
