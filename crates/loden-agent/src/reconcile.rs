@@ -248,11 +248,10 @@ impl<K: Kernel> Reconciler<K> {
             return true;
         }
         let sorts = std::mem::take(&mut self.stale);
-        let differing_before: BTreeSet<Key> = self.desired.map().differences().map(|(key, ..)| *key).collect();
-        match self.kernel.observe(&self.desired.scope(sorts.clone())) {
+        let drifted = match self.kernel.observe(&self.desired.scope(sorts.clone())) {
             Ok(seen) => {
-                self.desired.observed(&sorts, seen);
                 self.observe_error = None;
+                self.desired.observed(&sorts, seen)
             }
             Err(error) => {
                 self.events.push("error", &error.object, format!("cannot be read: {}", error.cause));
@@ -262,23 +261,17 @@ impl<K: Kernel> Reconciler<K> {
                 round.failed += 1;
                 return false;
             }
-        }
-        if self.observed_once {
-            let mut drifted = Vec::new();
-            for (key, wanted, actual) in self.desired.map().differences() {
-                if let (false, Some(wanted)) = (differing_before.contains(key), wanted) {
-                    let was = match actual {
-                        None => "was missing".to_owned(),
-                        Some(actual) => format!("had been changed ({actual})"),
-                    };
-                    drifted.push((*key, format!("{was}; made right: {}", wanted.why)));
-                }
-            }
-            for (key, text) in drifted {
-                *self.repairs.entry(key.sort()).or_default() += 1;
-                round.repairs += 1;
-                self.events.push("repair", &key.to_string(), text);
-            }
+        };
+        let drifted = if self.observed_once { drifted } else { Vec::new() };
+        for key in drifted {
+            let Some(wanted) = self.desired.map().desired(&key) else { continue };
+            let was = match self.desired.map().actual(&key) {
+                None => "was missing".to_owned(),
+                Some(actual) => format!("had been changed ({actual})"),
+            };
+            *self.repairs.entry(key.sort()).or_default() += 1;
+            round.repairs += 1;
+            self.events.push("repair", &key.to_string(), format!("{was}; made right: {}", wanted.why));
         }
         self.observed_once = true;
         true

@@ -125,7 +125,12 @@ fn peer<K: Kernel>(reconciler: &Reconciler<K>, node: &loden_core::model::Node) -
     PeerStatus {
         node: node.name.clone(),
         addresses: node.underlay.iter().map(|(_, addr)| addr).collect(),
-        blocks: reconciler.view().blocks.get(&node.name).map(|b| b.keys().copied().collect()).unwrap_or_default(),
+        blocks: reconciler
+            .view()
+            .blocks
+            .get(&node.name)
+            .map(|b| b.iter().map(|b| b.cidr).collect())
+            .unwrap_or_default(),
         alive: reconciler.alive().contains(&node.name),
         objects: keys.len(),
         missing: keys.iter().filter(is_missing).count(),

@@ -12,7 +12,7 @@ use crate::model::{BackendConfig, Block, Family, Node, Pool, Receive};
 use crate::underlay::Underlay;
 use crate::view::View;
 
-pub(crate) use vxlan::promised_devices;
+pub(crate) use vxlan::{Promise, promises};
 
 /// One way to carry packets between nodes.
 pub trait Backend {
@@ -85,17 +85,18 @@ pub fn reach<'a>(
     blocks: &[&Block],
     out: &mut Wishes,
 ) -> Result<(&'a BackendConfig, Option<String>), String> {
+    let before = out.count();
     let mut obstacle = None;
-    let mut unannounced: Option<(&BackendConfig, Wishes)> = None;
+    let mut unannounced = None;
     let mut chosen = None;
     for backend in cx.view.active_backends(cx.pool) {
-        let mut wishes = out.scratch();
-        let cause = match try_one(cx, backend, peer, blocks, &mut wishes) {
+        let cause = match try_one(cx, backend, peer, blocks, out) {
             Ok(()) if cx.view.has_announced(&cx.pool.name, backend) => {
-                chosen = Some((backend, wishes));
+                chosen = Some(backend);
                 break;
             }
             Ok(()) => {
+                let wishes = out.take_back(before);
                 unannounced.get_or_insert((backend, wishes));
                 None
             }
@@ -111,13 +112,17 @@ pub fn reach<'a>(
         })
     };
     let intended = unannounced.as_ref().map(|(backend, _)| *backend);
-    // Without a choice there is nothing to wait for.
-    let Some((backend, wishes)) = chosen.or(unannounced) else {
-        return Err(obstacle.map(in_words).unwrap_or_default());
+    let backend = match (chosen, unannounced) {
+        (Some(backend), _) => backend,
+        // Without a choice there is nothing to wait for.
+        (None, Some((backend, wishes))) => {
+            out.renew(wishes);
+            backend
+        }
+        (None, None) => return Err(obstacle.map(in_words).unwrap_or_default()),
     };
     let uses = [Some(backend), intended.filter(|intended| *intended != backend)];
     out.uses.extend(uses.into_iter().flatten().map(|backend| (cx.pool.name.clone(), backend.clone())));
-    out.absorb(wishes);
     Ok((backend, obstacle.filter(|_| *backend != cx.pool.backend).map(in_words)))
 }
 

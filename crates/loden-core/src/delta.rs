@@ -1,18 +1,22 @@
 //! Desired against observed: both sides of each key in one place, and always exactly the keys in which they differ.
 //!
 //! The set of differences is kept up at every change, so that asking for it costs what has changed and not what there is:
-//! one peer more among ten thousand is four objects. A change costs one look-up.
+//! one peer more among ten thousand is four objects. The slots lie one behind the other in the order in which their keys
+//! came, and a difference is a slot's number: ten thousand peers are walked, not searched for.
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hash};
+use std::collections::BTreeSet;
+use std::hash::Hash;
+
+use foldhash::fast::FixedState;
+use indexmap::IndexMap;
 
 /// Which key is wanted how, is there how, and where the two differ.
 #[derive(Debug, Clone)]
 pub struct DeltaMap<K, W, A> {
-    /// Without a random seed: what is iterated in its order is the same in every run.
-    slots: HashMap<K, Slot<W, A>, BuildHasherDefault<DefaultHasher>>,
-    differing: BTreeSet<K>,
+    /// Hashed without a random seed: what is iterated in its order is the same in every run.
+    slots: IndexMap<K, Slot<W, A>, FixedState>,
+    /// The numbers of the slots whose two sides differ.
+    differing: BTreeSet<usize>,
     is_met: fn(&W, &A) -> bool,
     wanted: usize,
     seen: usize,
@@ -26,35 +30,42 @@ struct Slot<W, A> {
     differs: bool,
 }
 
-impl<K: Ord + Hash + Clone, W, A> DeltaMap<K, W, A> {
+impl<K: Hash + Eq, W, A> DeltaMap<K, W, A> {
     /// An empty map; `is_met` says whether what is there satisfies what is wanted.
     #[must_use]
     pub fn new(is_met: fn(&W, &A) -> bool) -> Self {
-        Self { slots: HashMap::default(), differing: BTreeSet::new(), is_met, wanted: 0, seen: 0 }
+        let slots = IndexMap::with_hasher(FixedState::default());
+        Self { slots, differing: BTreeSet::new(), is_met, wanted: 0, seen: 0 }
     }
 
-    /// Wants the key to be so.
-    pub fn want(&mut self, key: K, value: W) {
-        self.change(key, |slot| slot.desired = Some(value));
+    /// Makes room for so many keys more.
+    pub fn reserve(&mut self, more: usize) {
+        self.slots.reserve(more);
+    }
+
+    /// Wants the key to be so. Here and below: says whether that makes it differ when it did not.
+    pub fn want(&mut self, key: K, value: W) -> bool {
+        self.change(key, |slot| slot.desired = Some(value))
+    }
+
+    /// Wants the key to be so, or not, as `decide` says, which is shown how it is wanted now.
+    pub fn want_if(&mut self, key: K, value: W, decide: impl FnOnce(&mut Option<W>, W)) -> bool {
+        self.change(key, |slot| decide(&mut slot.desired, value))
     }
 
     /// Wants the key no more.
-    pub fn unwant(&mut self, key: &K) {
-        if self.desired(key).is_some() {
-            self.change(key.clone(), |slot| slot.desired = None);
-        }
+    pub fn unwant(&mut self, key: &K) -> bool {
+        self.change_known(key, |slot| slot.desired = None)
     }
 
     /// Notes that the key is there.
-    pub fn saw(&mut self, key: K, value: A) {
-        self.change(key, |slot| slot.actual = Some(value));
+    pub fn saw(&mut self, key: K, value: A) -> bool {
+        self.change(key, |slot| slot.actual = Some(value))
     }
 
     /// Notes that the key is not there.
-    pub fn missed(&mut self, key: &K) {
-        if self.actual(key).is_some() {
-            self.change(key.clone(), |slot| slot.actual = None);
-        }
+    pub fn missed(&mut self, key: &K) -> bool {
+        self.change_known(key, |slot| slot.actual = None)
     }
 
     /// How the key is wanted.
@@ -70,13 +81,11 @@ impl<K: Ord + Hash + Clone, W, A> DeltaMap<K, W, A> {
     }
 
     /// All that is wanted, in no order.
-    #[expect(clippy::disallowed_methods, reason = "the documentation says that there is no order")]
     pub fn all_desired(&self) -> impl Iterator<Item = (&K, &W)> {
         self.slots.iter().filter_map(|(key, slot)| Some((key, slot.desired.as_ref()?)))
     }
 
     /// All that is there, in no order.
-    #[expect(clippy::disallowed_methods, reason = "the documentation says that there is no order")]
     pub fn all_actual(&self) -> impl Iterator<Item = (&K, &A)> {
         self.slots.iter().filter_map(|(key, slot)| Some((key, slot.actual.as_ref()?)))
     }
@@ -93,13 +102,31 @@ impl<K: Ord + Hash + Clone, W, A> DeltaMap<K, W, A> {
         self.seen
     }
 
-    /// The keys in which the two differ, in order, with both sides.
-    pub fn differences(&self) -> impl Iterator<Item = (&K, Option<&W>, Option<&A>)> {
-        self.differing.iter().map(|key| (key, self.desired(key), self.actual(key)))
+    /// How many differ.
+    #[must_use]
+    pub fn count_differences(&self) -> usize {
+        self.differing.len()
     }
 
-    fn change(&mut self, key: K, change: impl FnOnce(&mut Slot<W, A>)) {
-        let slot = self.slots.entry(key.clone()).or_insert(Slot { desired: None, actual: None, differs: false });
+    /// The keys in which the two differ, in no order, with both sides.
+    pub fn differences(&self) -> impl Iterator<Item = (&K, Option<&W>, Option<&A>)> {
+        let slots = self.differing.iter().filter_map(|at| self.slots.get_index(*at));
+        slots.map(|(key, slot)| (key, slot.desired.as_ref(), slot.actual.as_ref()))
+    }
+
+    fn change(&mut self, key: K, change: impl FnOnce(&mut Slot<W, A>)) -> bool {
+        let entry = self.slots.entry(key);
+        let at = entry.index();
+        entry.or_insert(Slot { desired: None, actual: None, differs: false });
+        self.change_at(at, change)
+    }
+
+    fn change_known(&mut self, key: &K, change: impl FnOnce(&mut Slot<W, A>)) -> bool {
+        self.slots.get_index_of(key).is_some_and(|at| self.change_at(at, change))
+    }
+
+    fn change_at(&mut self, at: usize, change: impl FnOnce(&mut Slot<W, A>)) -> bool {
+        let Some((_, slot)) = self.slots.get_index_mut(at) else { return false };
         let before = (slot.desired.is_some(), slot.actual.is_some());
         change(slot);
         let after = (slot.desired.is_some(), slot.actual.is_some());
@@ -111,14 +138,19 @@ impl<K: Ord + Hash + Clone, W, A> DeltaMap<K, W, A> {
             _ => true,
         };
         let differed = std::mem::replace(&mut slot.differs, differs);
-        if after == (false, false) {
-            self.slots.remove(&key);
-        }
         match (differed, differs) {
-            (false, true) => drop(self.differing.insert(key)),
-            (true, false) => drop(self.differing.remove(&key)),
+            (false, true) => drop(self.differing.insert(at)),
+            (true, false) => drop(self.differing.remove(&at)),
             _ => {}
         }
+        if after == (false, false) {
+            self.slots.swap_remove_index(at);
+            // The last slot has moved into the gap.
+            if self.differing.remove(&self.slots.len()) {
+                self.differing.insert(at);
+            }
+        }
+        !differed && differs
     }
 }
 
@@ -151,15 +183,20 @@ mod tests {
         fn differences_are_always_exact(ops in prop::collection::vec(op(), 0..60)) {
             let mut map = DeltaMap::new(|a: &u8, b: &u8| a == b);
             for op in ops {
-                match op {
+                let (Op::Want(k, _) | Op::Unwant(k) | Op::Saw(k, _) | Op::Missed(k)) = op;
+                let differs = |map: &DeltaMap<u8, u8, u8>| map.desired(&k) != map.actual(&k);
+                let differed = differs(&map);
+                let begins = match op {
                     Op::Want(k, v) => map.want(k, v),
                     Op::Unwant(k) => map.unwant(&k),
                     Op::Saw(k, v) => map.saw(k, v),
                     Op::Missed(k) => map.missed(&k),
-                }
+                };
+                prop_assert_eq!(begins, !differed && differs(&map));
                 let expected: Vec<u8> =
                     (0..8).filter(|k| map.desired(k) != map.actual(k)).collect();
-                let found: Vec<u8> = map.differences().map(|(k, _, _)| *k).collect();
+                let mut found: Vec<u8> = map.differences().map(|(k, _, _)| *k).collect();
+                found.sort_unstable();
                 prop_assert_eq!(found, expected);
                 prop_assert_eq!(map.all_desired().count(), map.count_desired());
                 prop_assert_eq!(map.all_actual().count(), map.count_actual());

@@ -13,17 +13,23 @@ pub use wishes::{Wanted, Wishes};
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use foldhash::fast::FixedState;
+use indexmap::IndexMap;
+
 use crate::delta::DeltaMap;
 use crate::kernel::link::LinkKind;
 use crate::kernel::{Key, Object, Observed, Scope, Sort};
 use crate::model::{BackendConfig, IfName, PoolName, Vni};
 use crate::view::{Changed, Problem, View};
 
+/// A route, a nexthop, a neighbour, a forwarding entry: what most peers take of the map's room.
+const OBJECTS_OF_A_PEER: usize = 4;
+
 /// All wishes, what is there, and where the two differ.
 #[derive(Debug)]
 pub struct Desired {
     map: DeltaMap<Key, Wanted, Object>,
-    by_source: BTreeMap<Source, Held>,
+    by_source: IndexMap<Source, Held, FixedState>,
     /// Keys that are wanted and that an observation must name. Few: no peer's are among them.
     asked_by_name: BTreeSet<Key>,
     /// Wishes for keys that another source's wish has won.
@@ -59,7 +65,7 @@ impl Desired {
     pub fn new() -> Self {
         Self {
             map: DeltaMap::new(|wanted: &Wanted, actual: &Object| wanted.object.is_met_by(actual)),
-            by_source: BTreeMap::new(),
+            by_source: IndexMap::with_hasher(FixedState::default()),
             asked_by_name: BTreeSet::new(),
             contested: BTreeMap::new(),
             uses: BTreeMap::new(),
@@ -72,12 +78,15 @@ impl Desired {
     /// Thinks over again what has changed in the view.
     pub fn update(&mut self, view: &View, changed: &Changed) {
         if changed.all {
-            let mut sources: BTreeSet<Source> = self.by_source.keys().cloned().collect();
-            sources.insert(Source::Local);
+            let mut sources: Vec<Source> = self.by_source.keys().cloned().collect();
+            sources.push(Source::Local);
             // One that owns blocks and has no record is a peer too: that is a problem to be told.
             let peers = view.nodes.keys().chain(view.blocks.keys()).filter(|name| **name != view.local.node);
             sources.extend(peers.cloned().map(Source::Peer));
             sources.extend(view.attachments.keys().cloned().map(Source::Attachment));
+            sources.sort();
+            sources.dedup();
+            self.map.reserve((sources.len() * OBJECTS_OF_A_PEER).saturating_sub(self.map.count_desired()));
             sources.iter().for_each(|source| self.update_source(view, source));
         } else {
             changed.sources.iter().for_each(|source| self.update_source(view, source));
@@ -85,54 +94,65 @@ impl Desired {
     }
 
     fn update_source(&mut self, view: &View, source: &Source) {
-        let wishes = match source {
+        let mut wishes = match source {
             Source::Local => local::local(view),
             Source::Peer(name) => local::peer(view, name),
             Source::Attachment(key) => local::attachment(view, key),
         };
-        let former = self.by_source.remove(source);
+        let former = self.by_source.get_mut(source).map(std::mem::take);
         if *source == Source::Local {
             // After a start there is no old state to go on with but what the kernel holds: nothing of it is removed then.
             self.is_unclear = (wishes.hold || wishes.partial) && (self.is_unclear || former.is_none());
-            self.promised = wishes.promised;
-            self.unsaid = wishes.unsaid;
+            self.promised = std::mem::take(&mut wishes.promised);
+            self.unsaid = wishes.unsaid.take();
         }
-        let mut former = former.unwrap_or_default();
-        if wishes.hold {
-            // A fault in what is asked for: the old state goes on, and the problem says why.
-            former.problems = wishes.problems;
-            former.notices = wishes.notices;
-            self.by_source.insert(source.clone(), former);
-            return;
-        }
-        for used in former.uses {
-            if let Some(count) = self.uses.get_mut(&used.0).and_then(|of_pool| of_pool.get_mut(&used.1)) {
-                *count -= 1;
-            }
-        }
-        for used in &wishes.uses {
-            *self.uses.entry(used.0.clone()).or_default().entry(used.1.clone()).or_default() += 1;
-        }
-        self.uses.retain(|_, of_pool| {
-            of_pool.retain(|_, count| *count > 0);
-            !of_pool.is_empty()
-        });
-        for key in former.keys.iter().filter(|key| !wishes.objects.contains_key(key)) {
-            self.unwant(key, source);
-        }
-        let held = Held {
-            keys: wishes.objects.keys().copied().collect(),
-            problems: wishes.problems,
-            notices: wishes.notices,
-            uses: wishes.uses,
-        };
-        for (key, wanted) in wishes.objects {
-            self.want(key, wanted);
+        let mut held = former.unwrap_or_default();
+        held.problems = std::mem::take(&mut wishes.problems);
+        held.notices = std::mem::take(&mut wishes.notices);
+        // With a fault in what is asked for the old state goes on, and the problem says why.
+        if !wishes.hold {
+            self.follow(source, wishes, &mut held);
         }
         let is_of_use = !(held.keys.is_empty() && held.problems.is_empty() && held.notices.is_empty());
         // That this host has been thought over once is worth remembering even when it wants nothing.
         if is_of_use || *source == Source::Local {
             self.by_source.insert(source.clone(), held);
+        } else {
+            self.by_source.swap_remove(source);
+        }
+    }
+
+    /// Puts a source's new wishes in the place of the former.
+    fn follow(&mut self, source: &Source, mut wishes: Wishes, held: &mut Held) {
+        if held.uses != wishes.uses {
+            let former = std::mem::replace(&mut held.uses, wishes.uses.clone());
+            // In before out, as with the objects.
+            wishes.uses.iter().for_each(|(pool, backend)| self.count_use(pool, backend, true));
+            former.iter().for_each(|(pool, backend)| self.count_use(pool, backend, false));
+        }
+        let objects = wishes.ordered();
+        for key in &held.keys {
+            if objects.binary_search_by_key(key, |(key, _)| *key).is_err() {
+                self.unwant(key, source);
+            }
+        }
+        held.keys.clear();
+        held.keys.extend(objects.iter().map(|(key, _)| *key));
+        for (key, wanted) in objects {
+            self.want(key, wanted);
+        }
+    }
+
+    fn count_use(&mut self, pool: &PoolName, backend: &BackendConfig, is_in: bool) {
+        let known = self.uses.get_mut(pool).and_then(|of_pool| of_pool.get_mut(backend));
+        match (known, is_in) {
+            (Some(count), true) => *count += 1,
+            (None, true) => drop(self.uses.entry(pool.clone()).or_default().insert(backend.clone(), 1)),
+            (Some(count), false) if *count > 1 => *count -= 1,
+            (_, false) => {
+                self.uses.entry(pool.clone()).or_default().remove(backend);
+                self.uses.retain(|_, of_pool| !of_pool.is_empty());
+            }
         }
     }
 
@@ -141,16 +161,16 @@ impl Desired {
         if is_asked_by_name(&key) {
             self.asked_by_name.insert(key);
         }
-        match self.map.desired(&key) {
-            Some(holder) if holder.why.origin.source < wanted.why.origin.source => {
-                self.contested.entry(key).or_default().insert(wanted.why.origin.source.clone(), wanted);
-            }
+        let mut loser = None;
+        self.map.want_if(key, wanted, |holder, wanted| match holder {
+            Some(holder) if holder.why.origin.source < wanted.why.origin.source => loser = Some(wanted),
             Some(holder) if holder.why.origin.source > wanted.why.origin.source => {
-                let loser = holder.clone();
-                self.contested.entry(key).or_default().insert(loser.why.origin.source.clone(), loser);
-                self.map.want(key, wanted);
+                loser = Some(std::mem::replace(holder, wanted));
             }
-            _ => self.map.want(key, wanted),
+            _ => *holder = Some(wanted),
+        });
+        if let Some(loser) = loser {
+            self.contested.entry(key).or_default().insert(loser.why.origin.source.clone(), loser);
         }
     }
 
@@ -162,7 +182,7 @@ impl Desired {
             }
         } else {
             match waiting.and_then(BTreeMap::pop_first) {
-                Some((_, next)) => self.map.want(*key, next),
+                Some((_, next)) => drop(self.map.want(*key, next)),
                 None => {
                     self.map.unwant(key);
                     self.asked_by_name.remove(key);
@@ -174,8 +194,9 @@ impl Desired {
         }
     }
 
-    /// Takes in a whole observation of these sorts: what is not in it is not there.
-    pub fn observed(&mut self, sorts: &BTreeSet<Sort>, seen: Observed) {
+    /// Takes in a whole observation of these sorts: what is not in it is not there. Says which objects that were as wanted
+    /// are no longer, in order.
+    pub fn observed(&mut self, sorts: &BTreeSet<Sort>, seen: Observed) -> Vec<Key> {
         let gone: Vec<Key> = self
             .map
             .all_actual()
@@ -183,24 +204,18 @@ impl Desired {
             .filter(|key| sorts.contains(&key.sort()) && !seen.contains_key(key))
             .copied()
             .collect();
-        gone.iter().for_each(|key| self.map.missed(key));
-        for (key, object) in seen {
-            if self.map.actual(&key) != Some(&object) {
-                self.map.saw(key, object);
-            }
-        }
+        let mut drifted: Vec<Key> = gone.into_iter().filter(|key| self.map.missed(key)).collect();
+        drifted.extend(seen.into_iter().filter_map(|(key, object)| self.map.saw(key, object).then_some(key)));
+        drifted.sort_unstable();
+        drifted
     }
 
-    /// Notes that one object is there like this (`None`: is not there). Says whether that was news.
-    pub fn noted(&mut self, key: Key, object: Option<Object>) -> bool {
-        if self.map.actual(&key) == object.as_ref() {
-            return false;
-        }
+    /// Notes that one object is there like this (`None`: is not there).
+    pub fn noted(&mut self, key: Key, object: Option<Object>) {
         match object {
             Some(object) => self.map.saw(key, object),
             None => self.map.missed(&key),
-        }
-        true
+        };
     }
 
     /// What to look at to compare all of it.
@@ -248,7 +263,10 @@ impl Desired {
 
     /// What could not be wished for, and what people should know besides, by source.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.by_source.values().flat_map(|held| held.problems.iter().chain(&held.notices))
+        let is_troubled = |(_, held): &(&Source, &Held)| !(held.problems.is_empty() && held.notices.is_empty());
+        let mut troubled: Vec<_> = self.by_source.iter().filter(is_troubled).collect();
+        troubled.sort_by_key(|(source, _)| *source);
+        troubled.into_iter().flat_map(|(_, held)| held.problems.iter().chain(&held.notices))
     }
 
     /// What one source could not wish for.

@@ -68,45 +68,41 @@ impl Plan {
     /// The steps that make what is there what is wanted.
     #[must_use]
     pub fn of(desired: &Desired) -> Self {
-        Self::up_to(desired, |_| false)
+        Self::limited(desired, false)
     }
 
     /// The steps that may be taken on what is known now. Where links are made or changed that is all up to the links
     /// and their addresses: what hangs on a link goes or comes with it, so the rest is planned anew when they are there.
     #[must_use]
     pub fn stage(desired: &Desired) -> Self {
-        let is_make = |step: &Step| step.verb != Verb::Remove;
-        // Links and addresses stand before all that hangs on them in the order of keys.
-        let mut plan =
-            Self::up_to(desired, |steps| steps.iter().any(|step| is_make(step) && step.key.sort() == Sort::Link));
-        if plan.is_partial {
-            plan.steps.retain(|step| is_make(step) || step.key.sort() == Sort::Nft);
+        let makes_link = |(key, wanted, actual): (&Key, Option<&Wanted>, Option<&Object>)| {
+            let is_make = |judgement| matches!(judgement, Judgement::Do(verb) if verb != Verb::Remove);
+            key.sort() == Sort::Link && is_make(judge(key, wanted, actual, false))
+        };
+        let differences = || desired.map().differences();
+        let is_partial = differences().any(|(key, ..)| key.sort() > Sort::Address) && differences().any(makes_link);
+        let mut plan = Self::limited(desired, is_partial);
+        if is_partial {
+            plan.steps.retain(|step| !is_removal(step));
         }
+        plan.is_partial = is_partial;
         plan
     }
 
-    /// As far as links and their addresses, and further unless `is_enough` says that there it is.
-    fn up_to(desired: &Desired, is_enough: impl Fn(&[Step]) -> bool) -> Self {
+    /// As far as links and their addresses, or all of it.
+    fn limited(desired: &Desired, is_to_links: bool) -> Self {
         let mut plan = Self::default();
         let mut refused_links = BTreeSet::new();
-        let mut is_past_links = false;
+        let mut drafts = Vec::with_capacity(if is_to_links { 0 } else { desired.map().count_differences() });
         for (key, wanted, actual) in desired.map().differences() {
-            if !is_past_links && key.sort() > Sort::Address {
-                is_past_links = true;
-                if is_enough(&plan.steps) {
-                    plan.is_partial = true;
-                    break;
-                }
+            if is_to_links && key.sort() > Sort::Address {
+                continue;
             }
             let retained = desired.retains(key) && !is_in_the_way(desired, key);
             match judge(key, wanted, actual, retained) {
-                Judgement::Do(verb) => plan.steps.push(Step {
-                    verb,
-                    key: *key,
-                    new: wanted.map(|wanted| wanted.object.clone()),
-                    old: actual.cloned(),
-                    why: wanted.map(|wanted| wanted.why.clone()),
-                }),
+                Judgement::Do(verb) => {
+                    drafts.push(Draft { place: place(key, verb, wanted), key: *key, verb, wanted, actual })
+                }
                 Judgement::Leave => {}
                 Judgement::Refuse(cause) => {
                     refused_links.extend(key.device());
@@ -114,10 +110,12 @@ impl Plan {
                 }
             }
         }
+        plan.refused.sort_by_key(|refusal| refusal.key);
+        order(&mut drafts);
+        plan.steps = drafts.into_iter().map(Draft::into_step).collect();
         if !refused_links.is_empty() {
             plan.withhold(&refused_links);
         }
-        plan.sort();
         plan
     }
 
@@ -154,37 +152,56 @@ impl Plan {
         let is_needed = |dev| still_used.contains(&dev);
         self.steps.retain(|step| !(step.verb == Verb::Remove && step.key.device().is_some_and(is_needed)));
     }
+}
 
-    /// Puts the steps into the order of doing: makes and changes first, each after what it needs, then removals in the
-    /// opposite order (make before break). The nftables table goes first in every case: it is one transaction, and
-    /// packets must find its rules before they find a route. An address that is a peer's now goes before that peer's
-    /// nexthop, which the kernel refuses as long as the gateway is this host's own.
-    pub(crate) fn sort(&mut self) {
-        let gateways: BTreeSet<IpAddr> = self.steps.iter().filter_map(gateway).collect();
-        let is_late = |step: &Step| {
-            let is_in_the_way = matches!(step.key, Key::Address(_, net) if gateways.contains(&net.addr()));
-            is_removal(step) && !is_in_the_way
-        };
-        self.steps.sort_by(|a, b| {
-            is_late(a).cmp(&is_late(b)).then_with(|| {
-                let forward = order(a).cmp(&order(b)).then_with(|| a.key.cmp(&b.key));
-                if is_late(a) { forward.reverse() } else { forward }
-            })
-        });
+/// A step that has not found its place yet.
+struct Draft<'a> {
+    place: u8,
+    key: Key,
+    verb: Verb,
+    wanted: Option<&'a Wanted>,
+    actual: Option<&'a Object>,
+}
+
+impl Draft<'_> {
+    fn into_step(self) -> Step {
+        Step {
+            verb: self.verb,
+            key: self.key,
+            new: self.wanted.map(|wanted| wanted.object.clone()),
+            old: self.actual.cloned(),
+            why: self.wanted.map(|wanted| wanted.why.clone()),
+        }
     }
+}
+
+/// Puts the steps into the order of doing: makes and changes first, each after what it needs, then removals in the
+/// opposite order (make before break). The nftables table goes first in every case: it is one transaction, and
+/// packets must find its rules before they find a route. An address that is a peer's now goes before that peer's
+/// nexthop, which the kernel refuses as long as the gateway is this host's own.
+fn order(drafts: &mut [Draft<'_>]) {
+    let is_removed_address = |draft: &Draft<'_>| draft.verb == Verb::Remove && draft.key.sort() == Sort::Address;
+    if drafts.iter().any(is_removed_address) {
+        let gateway = |draft: &Draft<'_>| match draft.key {
+            Key::Nexthop(_, gateway) if draft.verb != Verb::Remove => Some(gateway),
+            _ => None,
+        };
+        let gateways: BTreeSet<IpAddr> = drafts.iter().filter_map(gateway).collect();
+        for draft in drafts.iter_mut() {
+            if matches!(draft.key, Key::Address(_, net) if gateways.contains(&net.addr())) {
+                draft.place = place(&draft.key, Verb::Change, None);
+            }
+        }
+    }
+    drafts.sort_unstable_by(|a, b| {
+        let by_key = a.key.cmp(&b.key);
+        a.place.cmp(&b.place).then(if a.place >= REMOVALS { by_key.reverse() } else { by_key })
+    });
 }
 
 /// Whether a step takes away what packets may still need.
 fn is_removal(step: &Step) -> bool {
     step.verb == Verb::Remove && step.key.sort() != Sort::Nft
-}
-
-/// The gateway of the nexthop that a step makes.
-fn gateway(step: &Step) -> Option<IpAddr> {
-    match step.key {
-        Key::Nexthop(_, gateway) if step.verb != Verb::Remove => Some(gateway),
-        _ => None,
-    }
 }
 
 /// Whether an address of this host is the gateway of a nexthop that is yet to be made: its block is a peer's now.
@@ -228,13 +245,17 @@ fn judge(key: &Key, wanted: Option<&Wanted>, actual: Option<&Object>, retained: 
     }
 }
 
-/// The place of a step in the order of making. A bridge goes before its ports; a link goes before what is on it.
-fn order(step: &Step) -> u8 {
-    let is_port = |object: &Object| matches!(object, Object::Link(link) if matches!(link.kind, LinkKind::Veth { .. }));
-    match step.key {
+/// The places from here on are those of removals.
+const REMOVALS: u8 = 10;
+
+/// The place of a step in the order of doing. A bridge goes before its ports; a link goes before what is on it.
+fn place(key: &Key, verb: Verb, wanted: Option<&Wanted>) -> u8 {
+    let is_port =
+        |wanted: &Wanted| matches!(&wanted.object, Object::Link(link) if matches!(link.kind, LinkKind::Veth { .. }));
+    let making = match key {
         Key::Sysctl(_) => 0,
         Key::Nft => 1,
-        Key::Link(_) if !step.new.as_ref().is_some_and(is_port) => 2,
+        Key::Link(_) if !wanted.is_some_and(is_port) => 2,
         Key::Link(_) => 3,
         Key::DeviceSysctl(..) => 4,
         Key::Address(..) => 5,
@@ -242,7 +263,8 @@ fn order(step: &Step) -> u8 {
         Key::Neighbour(..) => 7,
         Key::Fdb(..) => 8,
         Key::Route(..) => 9,
-    }
+    };
+    if verb == Verb::Remove && *key != Key::Nft { REMOVALS + (REMOVALS - 1 - making) } else { making }
 }
 
 impl fmt::Display for Step {

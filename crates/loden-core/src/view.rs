@@ -10,6 +10,7 @@ pub use problem::Problem;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::backend::{Promise, promises};
 use crate::config::cluster;
 use crate::desired::Source;
 use crate::model::{
@@ -42,8 +43,8 @@ pub struct View {
     pub pools: BTreeMap<PoolName, Pool>,
     /// All nodes, this one too.
     pub nodes: BTreeMap<NodeName, Arc<Node>>,
-    /// Blocks by their owner.
-    pub blocks: BTreeMap<NodeName, BTreeMap<Prefix, Block>>,
+    /// Blocks by their owner, lowest first. Most nodes have one or few.
+    pub blocks: BTreeMap<NodeName, Vec<Block>>,
     /// Pods attached on this host.
     pub attachments: BTreeMap<AttachmentKey, Arc<Attachment>>,
     /// Every pool record as it came, with the revision that first wrote it.
@@ -58,6 +59,8 @@ pub struct View {
     refused_pools: BTreeSet<PoolName>,
     /// What is wrong with the pools.
     pool_problems: Vec<Problem>,
+    /// The VTEPs that this node's record names.
+    promises: Vec<Promise>,
 }
 
 /// Whose objects have to be thought over again.
@@ -107,6 +110,7 @@ impl View {
             owners: BTreeMap::new(),
             refused_pools: BTreeSet::new(),
             pool_problems: Vec::new(),
+            promises: Vec::new(),
         }
     }
 
@@ -144,6 +148,7 @@ impl View {
         // This host does not count as a peer, so its name has to be known to the counts.
         debug_assert_eq!(local.node, self.local.node);
         self.local = local;
+        self.promises = promises(self);
         Changed::all()
     }
 
@@ -174,7 +179,7 @@ impl View {
         self.blocks
             .get(node)
             .into_iter()
-            .flat_map(BTreeMap::values)
+            .flatten()
             .filter(|block| block.pool == pool.name && pool.cidr.covers(block.cidr))
     }
 
@@ -194,6 +199,11 @@ impl View {
     #[must_use]
     pub fn own_record(&self) -> Option<&Node> {
         self.nodes.get(&self.local.node).map(|node| &**node).filter(|node| node.uid == self.local.uid)
+    }
+
+    /// The VTEPs that this node's own record names.
+    pub(crate) fn promises(&self) -> &[Promise] {
+        &self.promises
     }
 
     /// Whether this node's own record says that it sends with the backend, so that no peer gives up taking it in.
@@ -251,6 +261,7 @@ impl View {
             _ => false,
         };
         if *name == self.local.node {
+            self.promises = promises(self);
             // What this node has said decides by which backends and on which devices it goes on.
             concerns_all |= !is_same(|a, b| (&a.uid, &a.receives, &a.sends) == (&b.uid, &b.receives, &b.sends));
             return if concerns_all { Changed::all() } else { Changed::default() };
@@ -293,20 +304,21 @@ impl View {
 
     fn put_block(&mut self, block: Block) -> Changed {
         let cidr = block.cidr;
-        if self.owners.get(&cidr) == Some(&block.owner) && self.blocks[&block.owner].get(&cidr) == Some(&block) {
+        if self.blocks.get(&block.owner).is_some_and(|blocks| blocks.contains(&block)) {
             return Changed::default();
         }
         let mut changed = self.remove_block(cidr);
         changed.sources.insert(self.source_of(&block.owner));
         self.owners.insert(cidr, block.owner.clone());
-        self.blocks.entry(block.owner.clone()).or_default().insert(cidr, block);
+        let blocks = self.blocks.entry(block.owner.clone()).or_insert_with(|| Vec::with_capacity(1));
+        blocks.insert(blocks.partition_point(|other| other.cidr < cidr), block);
         changed
     }
 
     fn remove_block(&mut self, cidr: Prefix) -> Changed {
         let Some(owner) = self.owners.remove(&cidr) else { return Changed::default() };
         if let Some(blocks) = self.blocks.get_mut(&owner) {
-            blocks.remove(&cidr);
+            blocks.retain(|block| block.cidr != cidr);
             if blocks.is_empty() {
                 self.blocks.remove(&owner);
             }

@@ -5,7 +5,6 @@
 //! turns it into the VTEP's Ethernet address, the FDB entry turns that into the host's address. One device for each family
 //! of the underlay; either carries both families of pods.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::{Backend, Context, host_gw, mtu_inside};
@@ -23,13 +22,12 @@ impl Backend for VxlanConfig {
     }
 
     fn mtu(&self, cx: &Context<'_>) -> Result<u32, ConfigError> {
-        let overhead = underlays(cx).into_iter().map(|(family, _)| self.overhead(family)).max().unwrap_or(50);
+        let overhead = underlays(cx).map(|(family, _)| self.overhead(family)).max().unwrap_or(50);
         mtu_inside(cx, "vxlan", self.mtu, overhead)
     }
 
     fn receives(&self, cx: &Context<'_>) -> Vec<Receive> {
         underlays(cx)
-            .into_iter()
             .map(|(underlay, _)| {
                 let mac = self.vtep_mac(cx, underlay);
                 Receive::Vxlan { vni: self.vni, underlay, mac, port: self.port }
@@ -95,20 +93,22 @@ impl VxlanConfig {
     /// port and cannot be given another, so while the port is being changed both exist, and the new one has a spare name:
     /// it keeps that for as long as this node's record names its VTEP by it.
     fn device(&self, cx: &Context<'_>, underlay: Family) -> Option<IfName> {
-        let plain = plain_name(self.vni, underlay)?;
-        let spare = || spare_name(self.vni, self.port, underlay);
         let mut is_plain_promised = false;
-        for vtep in promised(cx.view).filter(|vtep| (vtep.vni, vtep.underlay) == (self.vni, underlay)) {
+        for vtep in cx.view.promises().iter().filter(|vtep| (vtep.vni, vtep.underlay) == (self.vni, underlay)) {
             if vtep.port == self.port {
-                return Some(spare().filter(|spare| vtep.mac == derived_mac(cx.view, *spare)).unwrap_or(plain));
+                return vtep.device;
             }
-            is_plain_promised |= vtep.mac == derived_mac(cx.view, plain);
+            is_plain_promised |= vtep.is_named && vtep.device == plain_name(self.vni, underlay);
         }
         let is_pools_own = match &cx.pool.backend {
             BackendConfig::Vxlan(own) => own.vni != self.vni || own.port == self.port,
             BackendConfig::HostGw(_) => true,
         };
-        if is_plain_promised || !is_pools_own { spare() } else { Some(plain) }
+        if is_plain_promised || !is_pools_own {
+            spare_name(self.vni, self.port, underlay)
+        } else {
+            plain_name(self.vni, underlay)
+        }
     }
 
     fn vtep_mac(&self, cx: &Context<'_>, underlay: Family) -> Mac {
@@ -118,7 +118,6 @@ impl VxlanConfig {
     /// Over which of our devices the peer's VTEP is reached, its Ethernet address, and where it is: over the underlay of
     /// the pool's own family if both sides have it, else over the other.
     fn vtep_of(&self, cx: &Context<'_>, peer: &Node) -> Result<(IfName, Mac, IpAddr), String> {
-        let own = underlays(cx);
         let family = cx.pool.cidr.family();
         for underlay in [family, family.other()] {
             let vtep = peer.receives.iter().find_map(|receive| match receive {
@@ -129,7 +128,7 @@ impl VxlanConfig {
                 }
                 _ => None,
             });
-            let ours = own.iter().any(|(u, _)| *u == underlay);
+            let ours = underlays(cx).any(|(u, _)| u == underlay);
             if let (true, Some(mac), Some(addr), Some(dev)) =
                 (ours, vtep, peer.underlay.get(underlay), self.device(cx, underlay))
             {
@@ -151,38 +150,40 @@ impl VxlanConfig {
 
 /// The underlay families that a pool needs devices for, with this host's address; the one for its own traffic first. The
 /// second is there only when some peer lacks the first.
-fn underlays(cx: &Context<'_>) -> Vec<(Family, IpAddr)> {
+fn underlays(cx: &Context<'_>) -> impl Iterator<Item = (Family, IpAddr)> {
     let own = cx.underlay.addresses;
     let family = cx.pool.cidr.family();
     let first = if own.get(family).is_some() { family } else { family.other() };
     let second = if cx.view.some_peer_lacks(first) { Some(first.other()) } else { None };
-    [Some(first), second].into_iter().flatten().filter_map(|f| own.get(f).map(|addr| (f, addr))).collect()
+    [Some(first), second].into_iter().flatten().filter_map(move |f| own.get(f).map(|addr| (f, addr)))
 }
 
-/// The VTEP devices that this node's record promises to its peers, with VNI and port.
-pub(crate) fn promised_devices(view: &View) -> BTreeMap<IfName, (Vni, u16)> {
-    promised(view)
-        .filter_map(|vtep| {
-            let names = [plain_name(vtep.vni, vtep.underlay)?, spare_name(vtep.vni, vtep.port, vtep.underlay)?];
-            let dev = names.into_iter().find(|dev| derived_mac(view, *dev) == vtep.mac)?;
-            Some((dev, (vtep.vni, vtep.port)))
-        })
-        .collect()
+/// A VTEP that this node's record names, so that peers send to it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Promise {
+    /// Its network's identifier.
+    pub vni: Vni,
+    /// The family of its outer packets.
+    pub underlay: Family,
+    /// Its UDP port.
+    pub port: u16,
+    /// The device that it is.
+    pub device: Option<IfName>,
+    /// Whether the record names it by that device's address.
+    pub is_named: bool,
 }
 
-/// A VTEP that this node's record names.
-struct Promise {
-    vni: Vni,
-    underlay: Family,
-    mac: Mac,
-    port: u16,
-}
-
-fn promised(view: &View) -> impl Iterator<Item = Promise> + '_ {
-    view.own_record().into_iter().flat_map(|node| &node.receives).filter_map(|receive| match *receive {
-        Receive::Vxlan { vni, underlay, mac, port } => Some(Promise { vni, underlay, mac, port }),
-        Receive::HostGw => None,
-    })
+/// The VTEPs that this node's record names. Kept by the view: all peers' objects hang on them.
+pub(crate) fn promises(view: &View) -> Vec<Promise> {
+    let receives = view.own_record().into_iter().flat_map(|node| &node.receives);
+    let promise = |receive: &Receive| {
+        let Receive::Vxlan { vni, underlay, mac, port } = *receive else { return None };
+        let is_its = |dev: &IfName| derived_mac(view, *dev) == mac;
+        let plain = plain_name(vni, underlay);
+        let named = plain.filter(is_its).or_else(|| spare_name(vni, port, underlay).filter(is_its));
+        Some(Promise { vni, underlay, port, device: named.or(plain), is_named: named.is_some() })
+    };
+    receives.filter_map(promise).collect()
 }
 
 fn plain_name(vni: Vni, underlay: Family) -> Option<IfName> {

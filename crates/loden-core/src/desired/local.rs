@@ -1,13 +1,13 @@
 //! From the view to the wishes of each source: this host itself, a peer, a pod.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{Source, Wishes};
-use crate::backend::{Context, describe, promised_devices, reach};
+use crate::backend::{Context, describe, reach};
 use crate::kernel::link::{Bridge, Link, LinkKind, PodSide};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object};
 use crate::masquerade;
-use crate::model::{AttachmentKey, Block, Family, Mac, NodeName, Pool, PoolName, Receive, Vni};
+use crate::model::{AttachmentKey, Block, Family, Mac, NodeName, Pool, Receive, Vni};
 use crate::view::{Problem, View};
 
 /// What this host tells its peers and its plugin, as soon as its kernel is as wanted.
@@ -52,7 +52,8 @@ fn mtu_pod(view: &View) -> Result<u32, crate::config::ConfigError> {
 /// The host's own objects.
 pub(super) fn local(view: &View) -> Wishes {
     let mut out = Wishes::new(Source::Local);
-    out.promised = promised_devices(view);
+    let promised = view.promises().iter().filter(|vtep| vtep.is_named);
+    out.promised = promised.filter_map(|vtep| Some((vtep.device?, (vtep.vni, vtep.port)))).collect();
     out.unsaid = unsaid(view);
     out.partial = !view.refused_pools().is_empty();
     let Some(underlay) = view.local.underlay.as_ref() else {
@@ -177,14 +178,12 @@ pub(super) fn peer(view: &View, name: &NodeName) -> Wishes {
         );
         return out;
     };
-    let mut by_pool: BTreeMap<&PoolName, (&Pool, Vec<&Block>)> = BTreeMap::new();
-    for block in blocks.values() {
+    let mut served: Vec<(&Pool, &Block)> = Vec::with_capacity(blocks.len());
+    for block in blocks {
         let pool = view.pools.get(&block.pool).filter(|pool| pool.cidr.covers(block.cidr));
         match pool {
             // A block of another identity belongs to a former host of this name.
-            Some(pool) if block.owner_uid == node.uid => {
-                by_pool.entry(&pool.name).or_insert((pool, Vec::new())).1.push(block);
-            }
+            Some(pool) if block.owner_uid == node.uid => served.push((pool, block)),
             Some(_) => out.problem(
                 format!("block {}", block.cidr),
                 format!(
@@ -196,16 +195,17 @@ pub(super) fn peer(view: &View, name: &NodeName) -> Wishes {
             None => out.problem(format!("block {}", block.cidr), not_held(view, block)),
         }
     }
-    for (pool, blocks) in by_pool.into_values() {
+    served.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    for of_pool in served.chunk_by(|(a, _), (b, _)| a.name == b.name) {
+        let pool = of_pool[0].0;
+        let blocks: Vec<&Block> = of_pool.iter().map(|(_, block)| *block).collect();
         out.serve(Some(pool.name.clone()));
         let cx = Context { view, underlay, pool };
         let subject = || format!("node {name}, pool {}", pool.name);
         match reach(&cx, node, &blocks, &mut out) {
-            Ok((backend, obstacle)) => {
-                out.uses.push((pool.name.clone(), backend.clone()));
-                if let Some(cause) = obstacle {
-                    out.problem(subject(), format!("still reached by {}: {cause}", backend.kind()));
-                }
+            Ok((_, None)) => {}
+            Ok((backend, Some(cause))) => {
+                out.problem(subject(), format!("still reached by {}: {cause}", backend.kind()))
             }
             Err(cause) => out.problem(subject(), cause),
         }

@@ -23,8 +23,8 @@ pub struct Wanted {
 #[derive(Debug)]
 pub struct Wishes {
     origin: Arc<Origin>,
-    /// The objects.
-    pub objects: BTreeMap<Key, Wanted>,
+    /// The objects, as they came; [`Wishes::ordered`] has each once.
+    objects: Vec<(Key, Wanted)>,
     /// What could not be wished for.
     pub problems: Vec<Problem>,
     /// What people should know although nothing is missing.
@@ -49,7 +49,7 @@ impl Wishes {
     pub fn new(source: Source) -> Self {
         Self {
             origin: Arc::new(Origin { source, pool: None }),
-            objects: BTreeMap::new(),
+            objects: Vec::new(),
             problems: Vec::new(),
             notices: Vec::new(),
             uses: Vec::new(),
@@ -65,31 +65,42 @@ impl Wishes {
         self.origin = Arc::new(Origin { source: self.origin.source.clone(), pool });
     }
 
-    /// Adds a wish. Two pools may want one object (one VTEP device carries both families): the first has it, and where
-    /// they differ in the MTU the smaller does for both.
+    /// Adds a wish.
     pub fn want(&mut self, key: Key, object: Object, role: &'static str) {
         let why = Why { origin: Arc::clone(&self.origin), role };
-        match self.objects.get_mut(&key) {
-            None => drop(self.objects.insert(key, Wanted { object, why })),
-            Some(first) => {
-                if let (Object::Link(first), Object::Link(second)) = (&mut first.object, object) {
-                    first.mtu = first.mtu.min(second.mtu);
-                }
-            }
-        }
+        self.objects.push((key, Wanted { object, why }));
     }
 
-    /// No wishes yet, for the same source and pool: to try something out.
+    /// How many wishes were made: what [`Wishes::take_back`] goes back to.
     #[must_use]
-    pub fn scratch(&self) -> Self {
-        Self { origin: Arc::clone(&self.origin), ..Self::new(Source::Local) }
+    pub fn count(&self) -> usize {
+        self.objects.len()
     }
 
-    /// Adds all objects of another, as [`Wishes::want`] would.
-    pub fn absorb(&mut self, other: Self) {
-        for (key, wanted) in other.objects {
-            self.objects.entry(key).or_insert(wanted);
-        }
+    /// Takes back all wishes but the first `count`.
+    pub fn take_back(&mut self, count: usize) -> Vec<(Key, Wanted)> {
+        self.objects.split_off(count)
+    }
+
+    /// Makes wishes that were taken back.
+    pub fn renew(&mut self, wishes: Vec<(Key, Wanted)>) {
+        self.objects.extend(wishes);
+    }
+
+    /// Every object once, by key. Two pools may want one object (one VTEP device carries both families): the first has
+    /// it, and where they differ in the MTU the smaller does for both.
+    #[must_use]
+    pub fn ordered(&mut self) -> Vec<(Key, Wanted)> {
+        let mut objects = std::mem::take(&mut self.objects);
+        objects.sort_by_key(|(key, _)| *key);
+        objects.dedup_by(|(key, second), (first_key, first)| {
+            let is_twice = key == first_key;
+            if let (true, Object::Link(first), Object::Link(second)) = (is_twice, &mut first.object, &second.object) {
+                first.mtu = first.mtu.min(second.mtu);
+            }
+            is_twice
+        });
+        objects
     }
 
     /// Adds a problem.

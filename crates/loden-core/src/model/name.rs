@@ -1,6 +1,8 @@
 //! Names: of nodes, pools and network interfaces. Parsed once at the edge, trusted afterwards.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -17,9 +19,9 @@ pub struct NameError {
 
 /// A network interface's name: 1 to 15 bytes, neither `.` nor `..`, without `/`, `:` or white space
 /// (`dev_valid_name`, net/core/dev.c).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct IfName([u8; 15]);
+pub struct IfName([u8; 16]);
 
 impl IfName {
     /// Checks a name.
@@ -35,7 +37,7 @@ impl IfName {
                 rule: "1 to 15 ASCII characters without blank, '/' and ':'",
             });
         }
-        let mut bytes = [0; 15];
+        let mut bytes = [0; 16];
         bytes[..name.len()].copy_from_slice(name.as_bytes());
         Ok(Self(bytes))
     }
@@ -45,6 +47,31 @@ impl IfName {
     pub fn as_str(&self) -> &str {
         let len = self.0.iter().position(|&b| b == 0).unwrap_or(self.0.len());
         std::str::from_utf8(&self.0[..len]).unwrap_or_default()
+    }
+}
+
+impl IfName {
+    /// A number in the order of the names: a name is part of nearly every key, and a number is compared at one go.
+    fn number(self) -> u128 {
+        u128::from_be_bytes(self.0)
+    }
+}
+
+impl Ord for IfName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.number().cmp(&other.number())
+    }
+}
+
+impl PartialOrd for IfName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Hash for IfName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u128(self.number());
     }
 }
 
@@ -190,6 +217,13 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a:b", "a b", "1234567890123456", "n\u{e4}", "a\nb"] {
             assert!(IfName::new(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn interface_names_are_in_the_order_of_their_text() {
+        let name = |text: &str| IfName::new(text).expect("valid");
+        let sorted = ["cni0", "eth0", "eth00", "eth1", "flannel-v6.1", "flannel.1", "fz"];
+        assert!(sorted.windows(2).all(|pair| name(pair[0]) < name(pair[1])));
     }
 
     #[test]
