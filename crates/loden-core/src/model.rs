@@ -14,7 +14,7 @@ mod vni;
 pub use attachment::{Attachment, AttachmentKey};
 pub(crate) use mac::Fnv;
 pub use mac::Mac;
-pub use name::{IfName, NameError, NodeName, NodeUid, PoolName};
+pub use name::{IfName, NameError, NodeName, NodeUid, PLAIN_NAME, PoolName, is_plain_name};
 pub use node::{Node, PerFamily, Receive};
 pub use pool::{BackendConfig, Block, HostGwConfig, Pool, VxlanConfig};
 pub use prefix::{Family, Prefix, PrefixError};

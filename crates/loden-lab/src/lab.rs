@@ -279,7 +279,7 @@ impl Lab {
     /// [`LabError::Unknown`] with those that there are.
     pub fn netns(&self, name: &str) -> Result<NetNs, LabError> {
         let path = self.netns_path(name);
-        if !path.exists() || !loden_linux::run_dir::is_plain_name(name) {
+        if !path.exists() || !loden_core::model::is_plain_name(name) {
             return Err(LabError::Unknown {
                 what: "host or pod",
                 name: name.to_owned(),

@@ -1,8 +1,8 @@
 //! Pods: a namespace each, attached by executing the plugin as a container runtime does.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use loden_core::cni::{Success, Version};
@@ -76,24 +76,62 @@ impl Lab {
         let conf = serde_json::json!({
             "cniVersion": version, "name": "loden", "type": "loden-cni", "runDir": run_dir,
         });
-        let mut command = Command::new(plugin);
+        let call = Call {
+            plugin,
+            verb,
+            pod,
+            netns: &self.netns_path(pod),
+            path: plugin.parent().unwrap_or(plugin),
+            conf: &conf.to_string(),
+        };
+        let ns = NetNs::open(&self.netns_path(host)).map_err(LabError::linux(what()))?;
+        call.output(Some(&ns)).map_err(|error| LabError::system(what(), error))
+    }
+}
+
+/// A CNI plugin, called as a container runtime calls it: by variables, with the configuration on its input.
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// The program.
+    pub plugin: &'a Path,
+    /// `CNI_COMMAND`.
+    pub verb: &'a str,
+    /// The container's ID, which is also the pod's name.
+    pub pod: &'a str,
+    /// The pod's namespace.
+    pub netns: &'a Path,
+    /// Where plugins are looked for.
+    pub path: &'a Path,
+    /// The configuration.
+    pub conf: &'a str,
+}
+
+impl Call<'_> {
+    /// Executes it in a host's namespace, or in that of the calling thread, and waits for its end.
+    ///
+    /// # Errors
+    /// The system's, when it cannot be executed.
+    pub fn output(&self, host: Option<&NetNs>) -> io::Result<Output> {
+        let mut command = Command::new(self.plugin);
         command
             .env_clear()
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", pod)
-            .env("CNI_NETNS", self.netns_path(pod))
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("CNI_COMMAND", self.verb)
+            .env("CNI_CONTAINERID", self.pod)
+            .env("CNI_NETNS", self.netns)
             .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", plugin.parent().unwrap_or(plugin))
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={pod}"))
+            .env("CNI_PATH", self.path)
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={}", self.pod))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let ns = NetNs::open(&self.netns_path(host)).map_err(LabError::linux(what()))?;
-        spawn::in_netns(&mut command, &ns, false).map_err(LabError::linux(what()))?;
-        let mut child = command.spawn().map_err(|error| LabError::system(what(), error))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(conf.to_string().as_bytes()).map_err(|error| LabError::system(what(), error))?;
+        if let Some(host) = host {
+            spawn::in_netns(&mut command, host, false).map_err(io::Error::other)?;
         }
-        child.wait_with_output().map_err(|error| LabError::system(what(), error))
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(self.conf.as_bytes())?;
+        }
+        child.wait_with_output()
     }
 }

@@ -59,7 +59,7 @@ impl Topology {
         let tree: Map<String, Value> = toml::from_str(text).map_err(|error| LabError::Topology(error.to_string()))?;
         let mut fields = Fields::new("", Value::Object(tree))?;
         let name = fields.text("name")?.ok_or_else(|| fields.missing("name", "a name for the lab"))?;
-        if !loden_linux::run_dir::is_plain_name(&name) {
+        if !loden_core::model::is_plain_name(&name) {
             return Err(fields.invalid("name", &name, "letters, digits, '-', '_' and '.' were meant").into());
         }
         let mut segments = Vec::new();

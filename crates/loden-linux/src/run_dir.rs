@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use loden_core::model::{Attachment, AttachmentKey};
+use loden_core::model::{Attachment, AttachmentKey, is_plain_name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -200,14 +200,6 @@ impl RunDir {
         }
         Ok(found)
     }
-}
-
-/// The specification's rule for names of networks and containers; it keeps paths where they belong.
-#[must_use]
-pub fn is_plain_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.len() <= 200
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 /// Makes a directory for root's eyes only, and those above it.

@@ -111,14 +111,9 @@ pub fn by_hand(lab: &Lab, host: &str, fill: impl FnOnce(&mut Writer) + Send) {
 
 /// The number of a link.
 pub fn number(lab: &Lab, host: &str, dev: &str) -> Option<u32> {
-    let all = lab.netns(host).expect("netns").run(|| {
-        let mut w = Writer::default();
-        link::list(&mut w);
-        let mut socket = Socket::open(Protocol::Route).expect("socket");
-        socket.dump("links", &mut w, Vec::new, |all: &mut Vec<_>, m| all.extend(link::parse(m.payload)))
-    });
-    let all = all.expect("a thread").expect("links");
-    all.into_iter().find(|seen| seen.name.as_str() == dev).map(|seen| seen.index)
+    let name = dev.parse().expect("an interface's name");
+    let ask = || link::number_of(&Socket::open(Protocol::Route)?, name);
+    lab.netns(host).expect("netns").run(ask).expect("a thread").expect("a number or none")
 }
 
 pub fn say(text: &str) {

@@ -1,11 +1,10 @@
 //! ADD by loden-cni against the reference plugins bridge and host-local, one by one in turn.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use loden_lab::pod::Call;
 use loden_lab::{Lab, Topology};
 use loden_linux::netns::{self, NetNs};
 
@@ -73,24 +72,11 @@ fn measure(lab: &Lab, place: &Path, runs: usize) -> Result<(Vec<f64>, Vec<f64>)>
     Ok((ours, theirs))
 }
 
-fn call(verb: &str, program: &PathBuf, conf: &str, pod: &str, path: &Path, place: &Path) -> Result<()> {
-    let mut command = Command::new(program);
-    command
-        .env_clear()
-        .env("CNI_COMMAND", verb)
-        .env("CNI_CONTAINERID", pod)
-        .env("CNI_NETNS", path)
-        .env("CNI_IFNAME", "eth0")
-        .env("CNI_PATH", place)
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut child = command.spawn().with_context(|| program.display().to_string())?;
-    child.stdin.take().context("no input")?.write_all(conf.as_bytes())?;
-    let output = child.wait_with_output()?;
+fn call(verb: &str, plugin: &Path, conf: &str, pod: &str, netns: &Path, path: &Path) -> Result<()> {
+    let call = Call { plugin, verb, pod, netns, path, conf };
+    let output = call.output(None).with_context(|| plugin.display().to_string())?;
     if output.status.success() {
         return Ok(());
     }
-    bail!("{} {verb}: {}", program.display(), String::from_utf8_lossy(&output.stdout).trim())
+    bail!("{} {verb}: {}", plugin.display(), String::from_utf8_lossy(&output.stdout).trim())
 }

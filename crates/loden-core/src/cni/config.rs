@@ -2,9 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::environment::{NAME_RULE, is_name};
 use super::{CniError, Code, Success, Verb, Version};
-use crate::model::IfName;
+use crate::model::{IfName, PLAIN_NAME, is_plain_name};
 
 /// The configuration, as far as this plugin heeds it. What it does not know is left alone: the specification has other plugins'
 /// keys in the same object.
@@ -48,8 +47,8 @@ impl NetConf {
         let version =
             text("cniVersion")?.filter(|v| !v.is_empty()).map_or(Ok(Version::V0_1_0), |v| Version::parse(&v))?;
         let name = text("name")?;
-        if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
-            return Err(invalid(format!("the network's name {name:?} is not valid: {NAME_RULE}")));
+        if let Some(name) = name.as_ref().filter(|name| !is_plain_name(name)) {
+            return Err(invalid(format!("the network's name {name:?} is not valid: {PLAIN_NAME}")));
         }
         match get_for(&[Verb::Add, Verb::Check, Verb::Status], "attach") {
             None => {}

@@ -1,7 +1,7 @@
 //! The variables that a runtime sets. An empty one is as good as none (containerd sets all of them, always).
 
 use super::{CniError, Code};
-use crate::model::IfName;
+use crate::model::{IfName, PLAIN_NAME, is_plain_name};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +71,8 @@ impl Environment {
         }
         let is_used = !matches!(verb, Verb::Gc | Verb::Status | Verb::Version);
         let container = get("CNI_CONTAINERID").filter(|_| is_used);
-        if let Some(container) = container.as_ref().filter(|container| !is_name(container)) {
-            return Err(invalid(format!("CNI_CONTAINERID {container:?} is not valid: {NAME_RULE}")));
+        if let Some(container) = container.as_ref().filter(|container| !is_plain_name(container)) {
+            return Err(invalid(format!("CNI_CONTAINERID {container:?} is not valid: {PLAIN_NAME}")));
         }
         let ifname = get("CNI_IFNAME").filter(|_| is_used).map(|name| name.parse::<IfName>()).transpose();
         Ok(Self {
@@ -95,16 +95,6 @@ impl Environment {
             _ => None,
         }
     }
-}
-
-/// In words.
-pub(super) const NAME_RULE: &str = "letters, digits, '_', '.' and '-', the first one a letter or digit";
-
-/// The specification's rule for container IDs and network names; it also keeps them from leading out of a directory.
-pub(super) fn is_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.len() <= 200
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 /// `A=b;C=d`. What is not of this form is passed over: the variable is deprecated and runtimes put anything into it.

@@ -107,6 +107,18 @@ impl From<IfName> for String {
     }
 }
 
+/// The rule of [`is_plain_name`], in words.
+pub const PLAIN_NAME: &str = "letters, digits, '_', '.' and '-', the first one a letter or digit";
+
+/// Whether a text can be a container's ID or a network's name (CNI specification, sections 1 and 2), and a file's name that
+/// does not lead out of its directory.
+#[must_use]
+pub fn is_plain_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() <= 200
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
 /// The rule for names of nodes and pools: that of a DNS subdomain (RFC 1123), so that they can be Kubernetes objects.
 fn check_dns(kind: &'static str, given: &str) -> Result<Arc<str>, NameError> {
     let label_ok = |label: &str| {
