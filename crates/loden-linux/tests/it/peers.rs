@@ -6,7 +6,8 @@ use loden_core::desired::Desired;
 use loden_core::plan::Plan;
 use loden_linux::LinuxKernel;
 
-use crate::support::{in_namespace, make_eth0, observe, settle, view};
+use crate::support::{in_namespace, make_eth0, observe, prefix, settle, view};
+use loden_core::model::{Block, Entry, Record};
 
 #[test]
 fn a_plan_applied_twice_is_empty() {
@@ -85,8 +86,18 @@ fn plans_on_the_fake_and_on_the_real_kernel_end_alike() {
         let mut real = LinuxKernel::open().expect("kernel");
         let mut fake = FakeKernel::new("eth0");
         let all: BTreeSet<Sort> = Sort::ALL.into();
-        for peers in [3, 1, 6, 0, 2] {
-            let view = view(peers);
+        // In one of them a peer has taken this host's block, so that its gateway is an address that is still here.
+        for (peers, is_block_taken) in [(3, false), (1, false), (6, false), (2, true), (0, false), (2, false)] {
+            let mut view = view(peers);
+            if is_block_taken {
+                let block = Block {
+                    cidr: prefix("10.64.0.0/24"),
+                    pool: "p4".parse().expect("name"),
+                    owner: "n1".parse().expect("name"),
+                    owner_uid: "uid-n1".parse().expect("identity"),
+                };
+                view.put(&Entry { record: Record::Block(block), created: 1, revision: 2 });
+            }
             let mut desired = Desired::new();
             assert_eq!(settle(&mut real, &mut desired, &view), Vec::<String>::new());
             let on_real = real.observe(&desired.scope(all.clone())).expect("observe");
