@@ -20,8 +20,9 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
     let node = call.node(Code::TryAgain)?;
     fault::point("add-begun");
     let ledger = call.ledger();
-    let mut reservation =
-        ledger.reserve(&key, &node, call.conf.quarantine, &path, call.environment.pod()).map_err(refused)?;
+    let mut reservation = ledger
+        .reserve(&key, call.conf.attach, &node, call.conf.quarantine, &path, call.environment.pod())
+        .map_err(refused)?;
     fault::point("add-reserved");
     let routes = attach::routes(&reservation.attachment);
     match make(call, &mut reservation, &routes, &netns) {

@@ -24,8 +24,8 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     if !attachment.complete {
         faults.push("its ADD never came to its end".to_owned());
     }
-    for net in &attachment.addresses {
-        if !previous.ips.iter().any(|ip| ip.address == *net) {
+    for net in attach::pod_nets(&attachment) {
+        if !previous.ips.iter().any(|ip| ip.address == net) {
             faults.push(format!("address {net} is reserved for it but is not in prevResult"));
         }
     }

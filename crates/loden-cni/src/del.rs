@@ -1,6 +1,5 @@
 //! DEL: works with nothing but the names: no prevResult, no namespace, another configuration, the agent down, twice.
 
-use loden_core::attach;
 use loden_core::cni::CniError;
 use loden_linux::veth;
 
@@ -10,7 +9,7 @@ use crate::{Call, failed, fault};
 pub fn run(call: &Call) -> Result<(), CniError> {
     let key = call.key()?;
     fault::point("del-begun");
-    veth::park(attach::host_side(&key)).map_err(|error| failed(format!("{key} cannot be detached"), &error))?;
+    veth::park(&key).map_err(|error| failed(format!("{key} cannot be detached"), &error))?;
     fault::point("del-parked");
     let freed = call.ledger().release(&key);
     freed.map_err(|error| failed(format!("the addresses of {key} cannot be freed"), &error))?;

@@ -1,6 +1,5 @@
 //! GC: detaches everything of this network that the runtime does not list, and what killed ADDs left.
 
-use loden_core::attach;
 use loden_core::cni::{CniError, Code};
 use loden_linux::{LinuxError, veth};
 
@@ -18,9 +17,7 @@ pub fn run(call: &Call) -> Result<(), CniError> {
                 // Its ADD is under way, or was killed: the sweep knows.
                 Ok(Some(there)) if !there.complete => continue,
                 // One that cannot be read is as unwanted as one that can.
-                Ok(_) | Err(LinuxError::File { .. }) => {
-                    veth::park(attach::host_side(key)).and_then(|()| ledger.release(key))
-                }
+                Ok(_) | Err(LinuxError::File { .. }) => veth::park(key).and_then(|()| ledger.release(key)),
                 Err(error) => Err(error),
             };
             errors.extend(collected.err().map(|error| format!("{key}: {error}")));

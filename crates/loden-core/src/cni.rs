@@ -7,7 +7,7 @@ mod node_file;
 mod result;
 mod version;
 
-pub use config::NetConf;
+pub use config::{AttachKind, NetConf};
 pub use environment::{Environment, Verb};
 pub use error::{CniError, Code};
 pub use node_file::{NodeBlock, NodeFile};

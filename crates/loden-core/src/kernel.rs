@@ -149,20 +149,27 @@ pub enum DeviceSysctl {
     AcceptRa,
     /// `net/ipv6/conf/DEV/accept_dad`: loden's addresses are unique by construction.
     AcceptDad,
-    /// `net/ipv4/conf/DEV/rp_filter`: loose, since a peer may still send by the old backend during a switch.
+    /// `net/ipv4/conf/DEV/rp_filter`: loose (2) on a VTEP device, since a peer may still send by the old backend during a
+    /// switch; strict (1) on a routed pod's.
     RpFilter,
+    /// `net/ipv4/conf/DEV/proxy_arp`: whether ARP is answered for what is reached by another device.
+    ProxyArp,
+    /// `net/ipv4/neigh/DEV/proxy_delay`: how long at most such an answer waits, in the kernel's ticks.
+    ProxyDelay,
 }
 
 impl DeviceSysctl {
     /// The path below `/proc/sys`; a dot in a device's name stays as it is there.
     #[must_use]
     pub fn path(self, dev: IfName) -> String {
-        let (family, leaf) = match self {
-            Self::AcceptRa => ("ipv6", "accept_ra"),
-            Self::AcceptDad => ("ipv6", "accept_dad"),
-            Self::RpFilter => ("ipv4", "rp_filter"),
+        let (place, leaf) = match self {
+            Self::AcceptRa => ("ipv6/conf", "accept_ra"),
+            Self::AcceptDad => ("ipv6/conf", "accept_dad"),
+            Self::RpFilter => ("ipv4/conf", "rp_filter"),
+            Self::ProxyArp => ("ipv4/conf", "proxy_arp"),
+            Self::ProxyDelay => ("ipv4/neigh", "proxy_delay"),
         };
-        format!("net/{family}/conf/{dev}/{leaf}")
+        format!("net/{place}/{dev}/{leaf}")
     }
 }
 

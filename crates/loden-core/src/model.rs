@@ -11,7 +11,7 @@ mod prefix;
 mod record;
 mod vni;
 
-pub use attachment::{Attachment, AttachmentKey};
+pub use attachment::{Attach, Attachment, AttachmentKey};
 pub(crate) use mac::Fnv;
 pub use mac::Mac;
 pub use name::{IfName, NameError, NodeName, NodeUid, PLAIN_NAME, PoolName, is_plain_name};

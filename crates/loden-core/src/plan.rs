@@ -98,7 +98,7 @@ impl Plan {
             if is_to_links && key.sort() > Sort::Address {
                 continue;
             }
-            let retained = desired.retains(key) && !is_in_the_way(desired, key);
+            let retained = desired.retains(key, actual) && !is_in_the_way(desired, key);
             match judge(key, wanted, actual, retained) {
                 Judgement::Do(verb) => {
                     drafts.push(Draft { place: place(key, verb, wanted), key: *key, verb, wanted, actual })

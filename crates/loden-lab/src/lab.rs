@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::agent::Agent;
 use crate::pod::Pod;
@@ -60,6 +60,8 @@ struct State {
     hosts: Vec<LabHost>,
     namespaces: Vec<String>,
     pods: Vec<Pod>,
+    /// Keys for the plugin's configuration.
+    plugin: Map<String, Value>,
 }
 
 /// A lab. It stays until [`Lab::down`].
@@ -102,6 +104,7 @@ impl Lab {
             hosts: hosts.collect(),
             namespaces: underlay::namespaces(topology),
             pods: Vec::new(),
+            plugin: topology.plugin.clone(),
         };
         let mut lab = Self { dir: dir.to_owned(), state };
         match lab.make(topology, stays, tell) {
@@ -265,6 +268,17 @@ impl Lab {
     #[must_use]
     pub fn store_url(&self) -> String {
         format!("sqlite:{}", self.dir.join("loden.db").display())
+    }
+
+    /// The plugin's configuration on a host.
+    pub(crate) fn plugin_conf(&self, host: &str, version: &str) -> Value {
+        let mut conf = serde_json::json!({
+            "cniVersion": version, "name": "loden", "type": "loden-cni", "runDir": self.dir.join(host).join("run"),
+        });
+        if let Value::Object(conf) = &mut conf {
+            conf.extend(self.state.plugin.clone());
+        }
+        conf
     }
 
     /// The path of a namespace: of a host, a pod, `router`, `outside`.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use loden_core::cni::{Success, Version};
@@ -72,10 +72,7 @@ impl Lab {
     pub fn cni(&self, verb: &'static str, host: &str, pod: &str, version: &str) -> Result<Output, LabError> {
         let what = || format!("loden-cni {verb} on {host}");
         let plugin = &self.binaries().loden_cni;
-        let run_dir: PathBuf = self.dir().join(host).join("run");
-        let conf = serde_json::json!({
-            "cniVersion": version, "name": "loden", "type": "loden-cni", "runDir": run_dir,
-        });
+        let conf = self.plugin_conf(host, version);
         let call = Call {
             plugin,
             verb,

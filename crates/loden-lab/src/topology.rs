@@ -22,6 +22,8 @@ pub struct Topology {
     pub hosts: Vec<Host>,
     /// The file of `[[pool]]` tables for the cluster, as TOML.
     pub pools: String,
+    /// Keys for the plugin's configuration, on all hosts.
+    pub plugin: Map<String, Value>,
 }
 
 /// An underlay segment.
@@ -85,8 +87,18 @@ impl Topology {
                 .map_err(|error| LabError::Topology(error.to_string()))?,
             None => String::new(),
         };
+        let plugin = keys(&mut fields, "plugin")?;
         fields.finish()?;
-        Ok(Self { name, segments, hosts, pools })
+        Ok(Self { name, segments, hosts, pools, plugin })
+    }
+}
+
+/// A table whose keys are another program's.
+fn keys(fields: &mut Fields, of: &'static str) -> Result<Map<String, Value>, ConfigError> {
+    match fields.take(of) {
+        None => Ok(Map::new()),
+        Some(Value::Object(map)) => Ok(map),
+        Some(other) => Err(fields.invalid(of, &other, &format!("a table of the {of}'s keys was meant"))),
     }
 }
 
@@ -128,11 +140,7 @@ fn host(mut fields: Fields, segments: &[Segment], place: usize) -> Result<Host, 
         let net = addr.and_then(|addr| IpNet::new(addr, prefix.len()).ok());
         addresses.set(family, net.ok_or_else(|| fields.invalid("segment", &prefix, "it is too small for its hosts"))?);
     }
-    let agent = match fields.take("agent") {
-        None => Map::new(),
-        Some(Value::Object(map)) => map,
-        Some(other) => return Err(fields.invalid("agent", &other, "a table of the agent's keys was meant")),
-    };
+    let agent = keys(&mut fields, "agent")?;
     let pods = fields.number("pods", 0, 200)?.unwrap_or(2);
     fields.finish()?;
     Ok(Host { name: name.to_string(), segment, addresses, pods, agent })

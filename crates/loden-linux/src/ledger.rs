@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use loden_core::attach;
-use loden_core::cni::NodeFile;
+use loden_core::cni::{AttachKind, NodeFile};
 use loden_core::ipam::{BlockState, Exhausted};
 use loden_core::model::{Attachment, AttachmentKey, Family, Prefix};
 use rustix::time::{ClockId, clock_gettime};
@@ -83,6 +83,7 @@ impl Ledger {
     pub fn reserve(
         &self,
         key: &AttachmentKey,
+        kind: AttachKind,
         node: &NodeFile,
         quarantine: u32,
         netns: &str,
@@ -102,7 +103,7 @@ impl Ledger {
             Err(error) => return Err(error.into()),
         }
         let addresses = self.allocate(node, quarantine)?;
-        let attachment = attach::attachment(key.clone(), node, addresses, netns.to_owned(), pod);
+        let attachment = attach::attachment(key.clone(), kind, node, addresses, netns.to_owned(), pod);
         self.run_dir.put_attachment(&attachment)?;
         Ok(Reservation { attachment, _under_way: under_way, lock_file })
     }
@@ -335,9 +336,9 @@ impl Ledger {
     }
 
     fn under_way_file(&self, key: &AttachmentKey) -> Result<PathBuf, LinuxError> {
-        // The key is checked as a file name there; the host's end is its short form.
+        // The key is checked as a file name there.
         self.run_dir.attachment_file(key)?;
-        Ok(self.run_dir.ipam_dir().join(format!("{}.add", attach::host_side(key))))
+        Ok(self.run_dir.ipam_dir().join(format!("{}.add", attach::mark(key))))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use loden_agent::ledger::{Attached, follow};
-use loden_core::model::{Attachment, AttachmentKey};
+use loden_core::model::{Attach, Attachment, AttachmentKey};
 use loden_linux::run_dir::RunDir;
 
 fn attachment(network: &str, container: &str) -> Attachment {
@@ -17,7 +17,7 @@ fn attachment(network: &str, container: &str) -> Attachment {
         },
         addresses: vec!["10.244.0.5/24".parse().expect("net")],
         host_side: "veth0123456789a".parse().expect("name"),
-        bridge: "cni0".parse().expect("name"),
+        attach: Attach::Bridge { bridge: "cni0".parse().expect("name") },
         mac: "02:00:00:00:00:01".parse().expect("mac"),
         mtu: 1450,
         netns: "/run/netns/p".to_owned(),

@@ -1,6 +1,6 @@
 //! Hostile input, and the plugin killed at every step.
 
-use loden_core::cni::NodeFile;
+use loden_core::cni::{AttachKind, NodeFile};
 use loden_core::model::AttachmentKey;
 use loden_linux::ledger::Ledger;
 use serde_json::{Value, json};
@@ -126,7 +126,7 @@ fn an_add_does_not_outlive_the_del_that_came_meanwhile() {
     let node: NodeFile = serde_json::from_slice(&node).expect("node.json");
     let (container, ifname) = ("a".to_owned(), "eth0".parse().expect("a name"));
     let key = AttachmentKey { network: "net".to_owned(), container, ifname };
-    let mut reservation = ledger.reserve(&key, &node, 0, "/run/netns/a", None).expect("reserved");
+    let mut reservation = ledger.reserve(&key, AttachKind::Bridge, &node, 0, "/run/netns/a", None).expect("reserved");
     host.call("DEL", "a", &json!({})).expect("detached");
     let error = ledger.complete(&mut reservation).expect_err("its addresses are free");
     assert!(error.to_string().contains("removed by a DEL"), "{error}");

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use loden_core::kernel::LINK_GROUP;
 use loden_core::kernel::link::{Bridge, Link, LinkKind};
+use loden_core::model::AttachmentKey;
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::netns::{self, NetNs};
 use loden_linux::rt::{address, link};
@@ -142,8 +143,8 @@ impl Host {
         left
     }
 
-    pub fn run_in(&self, work: impl FnOnce() + Send) {
-        self.ns.run(work).expect("a thread");
+    pub fn run_in<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.ns.run(work).expect("a thread")
     }
 }
 
@@ -154,6 +155,11 @@ impl Drop for Host {
             let _ = netns::remove(&entry.path());
         }
     }
+}
+
+/// The key of a pod's usual attachment.
+pub fn key(pod: &str) -> AttachmentKey {
+    AttachmentKey { network: "net".to_owned(), container: pod.to_owned(), ifname: "eth0".parse().expect("a name") }
 }
 
 pub fn answer(output: &Output) -> Result<Value, (u64, String)> {

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use loden_core::kernel::PROTOCOL;
+use loden_core::model::Family;
+use loden_linux::netlink::{Protocol, Socket};
+use loden_linux::rt::route;
 use serde_json::json;
 
 use crate::host::Host;
@@ -14,13 +18,31 @@ const MOMENTS: u64 = 60;
 
 #[test]
 fn killed_at_any_moment_nothing_stays_and_no_address_is_lost() {
+    kill_at_any_moment("bridge");
+}
+
+#[test]
+fn a_routed_pods_routes_do_not_stay_either() {
+    let host = kill_at_any_moment("routed");
+    assert_eq!(host.run_in(pod_routes), 0);
+}
+
+/// The routes of loden's: only those of pods in a host without an agent.
+fn pod_routes() -> usize {
+    let mut socket = Socket::open(Protocol::Route).expect("a socket");
+    let of = |family| route::read(&mut socket, family, PROTOCOL).expect("routes").len();
+    Family::ALL.into_iter().map(of).sum()
+}
+
+fn kill_at_any_moment(attach: &str) -> Host {
     let host = Host::new(&TINY);
     host.pod("a");
-    let conf = host.conf("1.1.0", &json!({}));
+    let attach = json!({ "attach": attach });
+    let conf = host.conf("1.1.0", &attach);
     for (verb, moment) in ["ADD", "DEL"].into_iter().flat_map(|verb| (0..MOMENTS).map(move |n| (verb, n * STEP))) {
         let what = format!("{verb} killed after {moment} us");
         if verb == "DEL" {
-            host.call("ADD", "a", &json!({})).expect(&what);
+            host.call("ADD", "a", &attach).expect(&what);
         }
         let mut killed = host.begin(verb, "a", conf.as_bytes(), &[]);
         std::thread::sleep(Duration::from_micros(moment));
@@ -31,7 +53,8 @@ fn killed_at_any_moment_nothing_stays_and_no_address_is_lost() {
         host.reap();
         host.sweep();
         assert_eq!(host.leftovers(), Vec::<String>::new(), "{what}, then {cure}");
-        host.call("ADD", "a", &json!({})).expect(&what);
+        host.call("ADD", "a", &attach).expect(&what);
         host.call("DEL", "a", &json!({})).expect(&what);
     }
+    host
 }

@@ -4,4 +4,5 @@
 mod faults;
 mod host;
 mod kills;
+mod routed;
 mod verbs;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use loden_core::cni::Version;
 use serde_json::{Value, json};
 
-use crate::host::{Host, answer};
+use crate::host::{Host, answer, key};
 
 const DUAL: [&str; 2] = ["10.1.0.0/24", "fd01::/64"];
 
@@ -169,7 +169,6 @@ fn check_looks_at_the_host_and_at_the_files_too() {
     let host = Host::new(&DUAL);
     host.pod("a");
     let result = host.call("ADD", "a", &json!({})).expect("attached");
-    let host_side = result["interfaces"][1]["name"].as_str().expect("a name").parse().expect("a name");
     let conf = host.conf("1.1.0", &json!({ "prevResult": result }));
     let check = |netns: &str| {
         let variables = [("CNI_NETNS", netns)];
@@ -182,7 +181,7 @@ fn check_looks_at_the_host_and_at_the_files_too() {
     assert_eq!(check(""), Ok(Value::Null));
     let text = check("/nowhere").expect_err("the namespace has gone");
     assert!(text.contains("the pod has gone: network namespace /nowhere"), "{text}");
-    host.run_in(|| loden_linux::veth::park(host_side).expect("parked"));
+    host.run_in(|| loden_linux::veth::park(&key("a")).expect("parked"));
     let text = check("").expect_err("no port");
     assert!(text.contains("is no port of bridge cni0") && text.contains("is down on the host"), "{text}");
     host.reap();

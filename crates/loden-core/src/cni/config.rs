@@ -1,9 +1,20 @@
 //! The network configuration on standard input. Keys match without regard to case, as the reference library's do.
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{CniError, Code, Success, Verb, Version};
 use crate::model::{IfName, PLAIN_NAME, is_plain_name};
+
+/// The ways in which pods are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttachKind {
+    /// By a port of the node's bridge.
+    Bridge,
+    /// Without a bridge: the host routes each packet.
+    Routed,
+}
 
 /// The configuration, as far as this plugin heeds it. What it does not know is left alone: the specification has other plugins'
 /// keys in the same object.
@@ -13,6 +24,8 @@ pub struct NetConf {
     pub version: Version,
     /// The network's name; only VERSION comes without one.
     pub name: Option<String>,
+    /// `attach`: how pods are attached; default `bridge`.
+    pub attach: AttachKind,
     /// `runDir`: where the agent's files are; default `/run/loden`.
     pub run_dir: String,
     /// `quarantineSeconds`: how long a freed address rests before it is given again; default 30.
@@ -50,11 +63,11 @@ impl NetConf {
         if let Some(name) = name.as_ref().filter(|name| !is_plain_name(name)) {
             return Err(invalid(format!("the network's name {name:?} is not valid: {PLAIN_NAME}")));
         }
-        match get_for(&[Verb::Add, Verb::Check, Verb::Status], "attach") {
-            None => {}
-            Some(Value::String(kind)) if kind == "bridge" => {}
-            Some(other) => return Err(invalid(format!("`attach` is {other}: \"bridge\" is known"))),
-        }
+        let attach = match get_for(&[Verb::Add, Verb::Check, Verb::Status], "attach") {
+            None => AttachKind::Bridge,
+            Some(value) => AttachKind::deserialize(value)
+                .map_err(|_| invalid(format!("`attach` is {value}: \"bridge\" or \"routed\" was meant")))?,
+        };
         let quarantine = match get_for(&[Verb::Add, Verb::Status], "quarantineSeconds") {
             None => 30,
             Some(value) => value
@@ -66,7 +79,7 @@ impl NetConf {
         let previous = previous.map(|value| Success::parse(value, version)).transpose()?;
         let valid = get_for(&[Verb::Gc], "cni.dev/valid-attachments").map(parse_valid).transpose()?;
         let run_dir = text("runDir")?.unwrap_or_else(|| "/run/loden".to_owned());
-        Ok(Self { version, name, run_dir, quarantine, previous, valid })
+        Ok(Self { version, name, attach, run_dir, quarantine, previous, valid })
     }
 }
 

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::{CniError, Code, Version};
-use crate::attach::PodRoute;
-use crate::model::{Attachment, Mac};
+use crate::attach::{self, PodRoute, ROUTED_HOST_MAC};
+use crate::model::{Attach, Attachment, IfName, Mac};
 
 /// What an ADD came to.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -59,21 +59,29 @@ impl Success {
     /// The result of an attachment.
     #[must_use]
     pub fn of(attachment: &Attachment, routes: &[PodRoute]) -> Self {
-        let host =
-            Interface { name: attachment.bridge.to_string(), mac: None, mtu: Some(attachment.mtu), sandbox: None };
-        let veth = Interface { name: attachment.host_side.to_string(), ..host.clone() };
+        let on_host =
+            |name: IfName, mac| Interface { name: name.to_string(), mac, mtu: Some(attachment.mtu), sandbox: None };
+        let mut interfaces = match attachment.attach {
+            Attach::Bridge { bridge } => vec![on_host(bridge, None), on_host(attachment.host_side, None)],
+            Attach::Routed => vec![on_host(attachment.host_side, Some(ROUTED_HOST_MAC))],
+        };
         let pod = Interface {
             name: attachment.key.ifname.to_string(),
             mac: Some(attachment.mac),
             mtu: Some(attachment.mtu),
             sandbox: Some(attachment.netns.clone()),
         };
-        let gateway = |net: &IpNet| routes.iter().map(|route| route.gateway).find(|gw| net.trunc().contains(gw));
-        let ip = |net: &IpNet| IpConfig { address: *net, gateway: gateway(net), interface: Some(2) };
+        let place = interfaces.len();
+        interfaces.push(pod);
+        let gateway = |net: &IpNet| {
+            let is_of_family = |gateway: &IpAddr| gateway.is_ipv4() == net.addr().is_ipv4();
+            routes.iter().filter_map(|route| route.gateway).find(is_of_family)
+        };
+        let ip = |net: IpNet| IpConfig { address: net, gateway: gateway(&net), interface: Some(place) };
         Self {
-            interfaces: vec![host, veth, pod],
-            ips: attachment.addresses.iter().map(ip).collect(),
-            routes: routes.iter().map(|r| Route { dst: r.prefix.ipnet(), gw: Some(r.gateway) }).collect(),
+            interfaces,
+            ips: attach::pod_nets(attachment).into_iter().map(ip).collect(),
+            routes: routes.iter().map(|r| Route { dst: r.prefix.ipnet(), gw: r.gateway }).collect(),
             dns: None,
         }
     }

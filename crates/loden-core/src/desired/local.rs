@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::{Source, Wishes};
+use crate::attach;
 use crate::backend::{Context, describe, reach};
-use crate::kernel::link::{Bridge, Link, LinkKind, PodSide};
-use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object};
+use crate::kernel::link::{Bridge, Link, LinkKind};
+use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
 use crate::masquerade;
-use crate::model::{AttachmentKey, Block, Family, Mac, NodeName, Pool, Receive, Vni};
+use crate::model::{Attach, AttachmentKey, Block, Family, Mac, NodeName, Pool, Prefix, Receive, Vni};
 use crate::view::{Problem, View};
 
 /// What this host tells its peers and its plugin, as soon as its kernel is as wanted.
@@ -234,14 +235,16 @@ pub(super) fn attachment(view: &View, key: &AttachmentKey) -> Wishes {
     let Some(attachment) = view.attachments.get(key).filter(|attachment| attachment.complete) else {
         return out;
     };
-    let link = Link {
-        kind: LinkKind::Veth { pod: Some(PodSide { netns: attachment.netns.clone(), ifname: attachment.key.ifname }) },
-        mtu: mtu_pod(view).unwrap_or(attachment.mtu),
-        mac: None,
-        up: true,
-        master: Some(attachment.bridge),
-        group: LINK_GROUP,
-    };
+    let link = attach::host_link(attachment, mtu_pod(view).unwrap_or(attachment.mtu));
     out.want(Key::Link(attachment.host_side), Object::Link(Box::new(link)), "host's end");
+    for (key, object, role) in attach::host_objects(attachment) {
+        out.want(key, object, role);
+    }
+    if attachment.attach == Attach::Routed && attachment.ips().any(|addr| addr.is_ipv4()) {
+        // A proxy answers only for what the host has a route to (`arp_process`, net/ipv4/arp.c): this is one where there is
+        // no default route.
+        let key = Key::Route(Prefix::host(attach::ROUTED_GATEWAY_V4), default_priority(Family::V4));
+        out.want(key, Object::Route(Via::Link(view.local.bridge)), "answers for pods' gateway");
+    }
     out
 }

@@ -25,6 +25,19 @@ impl fmt::Display for AttachmentKey {
     }
 }
 
+/// How a pod is attached to its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "attach", rename_all = "kebab-case")]
+pub enum Attach {
+    /// By a port of a bridge: pods of a host are on one segment.
+    Bridge {
+        /// The bridge.
+        bridge: IfName,
+    },
+    /// By a wire to the host alone, which routes each packet, as Calico's pods are.
+    Routed,
+}
+
 /// One attachment: the file that describes it lives as long as the pod's namespace (both are gone with a reboot).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -33,12 +46,13 @@ pub struct Attachment {
     pub key: AttachmentKey,
     /// Whether ADD came to its end. A file that says `false` and whose process is gone is what a killed plugin left.
     pub complete: bool,
-    /// The pod's addresses, with the block's prefix length.
+    /// The pod's addresses, with the prefix length of the block that they were taken from.
     pub addresses: Vec<ipnet::IpNet>,
     /// The host's end of the veth pair.
     pub host_side: IfName,
-    /// The bridge that it is a port of.
-    pub bridge: IfName,
+    /// How it is attached.
+    #[serde(flatten)]
+    pub attach: Attach,
     /// The pod's end's Ethernet address.
     pub mac: Mac,
     /// MTU of both ends, in bytes.
