@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use loden_core::desired::{Desired, Source, Why, published};
 use loden_core::kernel::link::LinkKind;
-use loden_core::kernel::{Event, Kernel, KernelError, Key, Object, Sort};
+use loden_core::kernel::{Event, Kernel, KernelError, Key, Object, Scope, Sort};
 use loden_core::model::{Attachment, AttachmentKey, BackendConfig, Entry, NodeName, PoolName, Receive};
 use loden_core::plan::{Plan, Refusal, Step, Verb};
-use loden_core::view::{Changed, Local, Problem, View};
+use loden_core::view::{Changed, Local, Problem, Said, View};
 use loden_store::Change;
 
 use crate::events::EventLog;
@@ -174,9 +174,10 @@ impl<K: Kernel> Reconciler<K> {
         let meets = |object: Option<&Object>| match (wanted, object) {
             (Some(wanted), Some(object)) => wanted.object.is_met_by(object),
             (None, None) => true,
-            // A pod's link is the plugin's to make and to remove; its attachment is heard of a little later.
+            // A pod's link is the plugin's to make and to remove, and what is on it; its attachment is heard of a little later.
             (None, Some(Object::Link(link))) => matches!(link.kind, LinkKind::Veth { .. }),
-            _ => false,
+            (None, Some(object)) => self.desired.retains(&key, Some(object)),
+            (Some(_), None) => false,
         };
         if known == seen.as_ref() {
             return false;
@@ -213,9 +214,8 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.desired.update(&self.view, &changed);
         let has_pods = changed.sources.iter().any(|source| matches!(source, Source::Attachment(_)));
-        if has_pods && self.desired.map().differences().any(|(key, ..)| key.sort() == Sort::Link) {
-            // A pod's link has been made or parked by the plugin, which the mirror need not have seen yet.
-            self.stale.insert(Sort::Link);
+        if has_pods {
+            self.look_at_pods();
         }
         let mut whole = false;
         for _ in 0..PASSES {
@@ -240,6 +240,27 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.publish();
         round
+    }
+
+    /// A pod's link has been made or parked by the plugin, which the mirror need not have seen yet, and sysctls are not reported
+    /// before they have been looked at: only those that differ are, or an ADD would cost what the other pods have.
+    fn look_at_pods(&mut self) {
+        let mut scope = Scope { sorts: [Sort::Sysctl].into(), ..Scope::default() };
+        for (key, ..) in self.desired.map().differences() {
+            match *key {
+                Key::Link(_) => drop(self.stale.insert(Sort::Link)),
+                Key::DeviceSysctl(dev, sysctl) => drop(scope.device_sysctls.insert((dev, sysctl))),
+                _ => {}
+            }
+        }
+        if scope.device_sysctls.is_empty() || self.stale.contains(&Sort::Sysctl) {
+            return;
+        }
+        match self.kernel.observe(&scope) {
+            Ok(seen) => seen.into_iter().for_each(|(key, object)| self.desired.noted(key, Some(object))),
+            // The whole look that follows says what is wrong.
+            Err(_) => drop(self.stale.insert(Sort::Sysctl)),
+        }
     }
 
     /// Reads the stale sorts. What was as wanted before and is not now was changed by something else: that is a repair.
@@ -347,13 +368,16 @@ impl<K: Kernel> Reconciler<K> {
                 sends.entry(pool.clone()).or_default().extend(backends.iter().cloned());
             }
         }
-        self.facts.sends = sends;
-        if host_right
-            && self.desired.problems_of(&Source::Local).is_empty()
-            && let Some(now) = published(&self.view)
-        {
-            self.facts.receives = now.receives;
-            self.facts.mtu_pod = Some(now.mtu_pod);
+        let now = published(&self.view).filter(|_| host_right && self.desired.problems_of(&Source::Local).is_empty());
+        self.facts.mtu_pod = now.as_ref().map(|now| now.mtu_pod).or(self.facts.mtu_pod);
+        // One record is under way at a time: of two, a peer may have heard the one or the other.
+        if self.view.is_heard() {
+            self.facts.sends = sends;
+            self.facts.receives = now.map_or_else(|| std::mem::take(&mut self.facts.receives), |now| now.receives);
+            let recorded = || self.view.own_record().map(|node| node.receives.clone()).unwrap_or_default();
+            // Before the kernel has been seen to be right the record goes on saying what it says.
+            let receives = if self.facts.mtu_pod.is_some() { self.facts.receives.clone() } else { recorded() };
+            self.view.set_said(Said { receives, sends: self.facts.sends.clone() });
         }
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::desired::{Desired, Wanted, Why};
 use crate::kernel::link::{LinkChange, LinkKind};
 use crate::kernel::{Key, Object, Sort, Via};
-use crate::model::IfName;
+use crate::model::{IfName, Vni};
 
 /// What a step does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -83,7 +83,8 @@ impl Plan {
         let is_partial = differences().any(|(key, ..)| key.sort() > Sort::Address) && differences().any(makes_link);
         let mut plan = Self::limited(desired, is_partial);
         if is_partial {
-            plan.steps.retain(|step| !is_removal(step));
+            let makes = plan.makes_and_removals().0.len();
+            plan.steps.truncate(makes);
         }
         plan.is_partial = is_partial;
         plan
@@ -98,7 +99,7 @@ impl Plan {
             if is_to_links && key.sort() > Sort::Address {
                 continue;
             }
-            let retained = desired.retains(key, actual) && !is_in_the_way(desired, key);
+            let retained = desired.retains(key, actual) && !is_in_the_way(desired, key, actual);
             match judge(key, wanted, actual, retained) {
                 Judgement::Do(verb) => {
                     drafts.push(Draft { place: place(key, verb, wanted), key: *key, verb, wanted, actual })
@@ -178,10 +179,25 @@ impl Draft<'_> {
 /// Puts the steps into the order of doing: makes and changes first, each after what it needs, then removals in the
 /// opposite order (make before break). The nftables table goes first in every case: it is one transaction, and
 /// packets must find its rules before they find a route. An address that is a peer's now goes before that peer's
-/// nexthop, which the kernel refuses as long as the gateway is this host's own.
-fn order(drafts: &mut [Draft<'_>]) {
-    let is_removed_address = |draft: &Draft<'_>| draft.verb == Verb::Remove && draft.key.sort() == Sort::Address;
-    if drafts.iter().any(is_removed_address) {
+/// nexthop, which the kernel refuses as long as the gateway is this host's own; so does a VXLAN device that another is to
+/// take the place of, under another name.
+fn order(drafts: &mut Vec<Draft<'_>>) {
+    let is_removed = |draft: &Draft<'_>, sort| draft.verb == Verb::Remove && draft.key.sort() == sort;
+    if drafts.iter().any(|draft| is_removed(draft, Sort::Link)) {
+        let vtep_wanted = |draft: &Draft<'_>| vtep(draft.wanted.map(|wanted| &wanted.object));
+        let vteps: BTreeSet<_> = drafts.iter().filter_map(vtep_wanted).collect();
+        let mut gone = BTreeSet::new();
+        for draft in drafts.iter_mut().filter(|draft| is_removed(draft, Sort::Link)) {
+            if vtep(draft.actual).is_some_and(|vtep| vteps.contains(&vtep)) {
+                draft.place = place(&Key::Nft, Verb::Change, None);
+                gone.extend(draft.key.device());
+            }
+        }
+        // What is on it goes with it.
+        let goes_along = |draft: &Draft<'_>| draft.key.device().is_some_and(|dev| gone.contains(&dev));
+        drafts.retain(|draft| is_removed(draft, Sort::Link) || draft.verb != Verb::Remove || !goes_along(draft));
+    }
+    if drafts.iter().any(|draft| is_removed(draft, Sort::Address)) {
         let gateway = |draft: &Draft<'_>| match draft.key {
             Key::Nexthop(_, gateway) if draft.verb != Verb::Remove => Some(gateway),
             _ => None,
@@ -204,12 +220,28 @@ fn is_removal(step: &Step) -> bool {
     step.verb == Verb::Remove && step.key.sort() != Sort::Nft
 }
 
-/// Whether an address of this host is the gateway of a nexthop that is yet to be made: its block is a peer's now.
-/// Addresses are few, and those that nobody wants are fewer.
-fn is_in_the_way(desired: &Desired, key: &Key) -> bool {
-    let Key::Address(_, net) = key else { return false };
-    let is_it = |other: &Key| matches!(other, Key::Nexthop(_, gateway) if *gateway == net.addr());
-    desired.map().differences().any(|(other, wanted, _)| wanted.is_some() && is_it(other))
+/// Whether an address of this host is the gateway of a nexthop that is yet to be made (its block is a peer's now), or a VXLAN
+/// device is what another is to be. Addresses and devices are few, and those that nobody wants are fewer.
+fn is_in_the_way(desired: &Desired, key: &Key, actual: Option<&Object>) -> bool {
+    let is_it = |other: &Key, wanted: &Wanted| match key {
+        Key::Address(_, net) => matches!(other, Key::Nexthop(_, gateway) if *gateway == net.addr()),
+        Key::Link(_) => other != key && vtep(Some(&wanted.object)).is_some_and(|wanted| vtep(actual) == Some(wanted)),
+        _ => false,
+    };
+    matches!(key.sort(), Sort::Address | Sort::Link)
+        && desired.map().differences().any(|(other, wanted, _)| wanted.is_some_and(|wanted| is_it(other, wanted)))
+}
+
+/// What the kernel allows one VXLAN device of: its VNI, its port, and whether it is of IPv4 (`vxlan_vni_in_use`,
+/// drivers/net/vxlan/vxlan_core.c).
+fn vtep(object: Option<&Object>) -> Option<(Vni, u16, bool)> {
+    match object {
+        Some(Object::Link(link)) => match &link.kind {
+            LinkKind::Vxlan(vxlan) => Some((vxlan.vni, vxlan.port, vxlan.local.is_none_or(|local| local.is_ipv4()))),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// What is to be done about a difference.

@@ -15,7 +15,7 @@ use crate::config::cluster;
 use crate::desired::Source;
 use crate::model::{
     Attachment, AttachmentKey, BackendConfig, Block, Entry, Family, IfName, Key, Node, NodeName, NodeUid, Pool,
-    PoolName, Prefix, Record,
+    PoolName, Prefix, Receive, Record,
 };
 use crate::underlay::Underlay;
 
@@ -59,8 +59,20 @@ pub struct View {
     refused_pools: BTreeSet<PoolName>,
     /// What is wrong with the pools.
     pool_problems: Vec<Problem>,
-    /// The VTEPs that this node's record names.
+    /// The VTEPs that this node's record names, or is to name.
     promises: Vec<Promise>,
+    /// What this host last gave out to be written into its record. There is one such at a time: until the record has come back
+    /// with it, nothing else is given out.
+    said: Option<Said>,
+}
+
+/// What a host says of itself in its record.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Said {
+    /// [`Node::receives`].
+    pub receives: Vec<Receive>,
+    /// [`Node::sends`].
+    pub sends: BTreeMap<PoolName, BTreeSet<BackendConfig>>,
 }
 
 /// Whose objects have to be thought over again.
@@ -111,6 +123,7 @@ impl View {
             refused_pools: BTreeSet::new(),
             pool_problems: Vec::new(),
             promises: Vec::new(),
+            said: None,
         }
     }
 
@@ -201,15 +214,43 @@ impl View {
         self.nodes.get(&self.local.node).map(|node| &**node).filter(|node| node.uid == self.local.uid)
     }
 
-    /// The VTEPs that this node's own record names.
+    /// Whether this host's record has come back with what was last given out to be written.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        let is_it = |said: &Said| {
+            self.own_record().is_some_and(|node| node.receives == said.receives && node.sends == said.sends)
+        };
+        self.said.as_ref().is_none_or(is_it)
+    }
+
+    /// Takes in what this host gives out to be written into its record. From now on peers may know of it, whatever the record
+    /// in this picture still says. Nobody's objects have to be thought over again: what is in use is among what is said.
+    pub fn set_said(&mut self, said: Said) {
+        debug_assert!(self.is_heard(), "two records under way cannot be told apart");
+        self.said = Some(said);
+        self.promises = promises(self);
+    }
+
+    /// What this host takes in, as peers may know it: as its record says, and as it is to say.
+    pub(crate) fn own_receives(&self) -> impl Iterator<Item = &Receive> {
+        let recorded = self.own_record().into_iter().flat_map(|node| &node.receives);
+        recorded.chain(self.said.iter().flat_map(|said| &said.receives))
+    }
+
+    /// The VTEPs that this node's own record names, or is to name.
     pub(crate) fn promises(&self) -> &[Promise] {
         &self.promises
     }
 
-    /// Whether this node's own record says that it sends with the backend, so that no peer gives up taking it in.
+    /// Whether this node's own record says that it sends with the backend, and goes on saying so: then no peer gives up taking
+    /// it in.
     #[must_use]
     pub fn has_announced(&self, pool: &PoolName, backend: &BackendConfig) -> bool {
-        self.own_record().and_then(|node| node.sends.get(pool)).is_some_and(|sends| sends.contains(backend))
+        let names = |sends: &BTreeMap<PoolName, BTreeSet<BackendConfig>>| {
+            sends.get(pool).is_some_and(|backends| backends.contains(backend))
+        };
+        self.own_record().is_some_and(|node| names(&node.sends))
+            && self.said.as_ref().is_none_or(|said| names(&said.sends))
     }
 
     /// The nodes that send with a backend, by name.

@@ -112,12 +112,7 @@ fn set_up_host(socket: &mut Socket, attachment: &Attachment) -> Result<(), Linux
     let mut w = Writer::default();
     for (key, object, _) in &objects {
         match (key, object) {
-            // A kernel without IPv6 has none of its sysctls.
-            (Key::DeviceSysctl(dev, which), Object::Sysctl(value)) => {
-                if sysctl::read(&which.path(*dev))?.is_some_and(|is| is != *value) {
-                    sysctl::write(&which.path(*dev), *value)?;
-                }
-            }
+            (Key::DeviceSysctl(dev, which), Object::Sysctl(value)) => set_sysctl(&which.path(*dev), *value)?,
             (Key::Address(_, net), _) => address::add(&mut w, *net, number),
             (Key::Route(prefix, priority), _) => route::add(&mut w, *prefix, *priority, route::To::Link(number), false),
             _ => {}
@@ -186,10 +181,14 @@ fn leads_to(route: &PodRoute, number: u32) -> route::To {
 /// address is meant to have it. Read before it is written: `/proc/sys` may be read-only, and mostly nothing is to be done.
 fn allow_ipv6(ifname: IfName) -> Result<(), LinuxError> {
     // A dot in an interface's name does no harm: this is a path, not the dotted form of a key.
-    let path = format!("net/ipv6/conf/{ifname}/disable_ipv6");
-    match sysctl::read(&path)? {
-        Some(0) | None => Ok(()),
-        Some(_) => sysctl::write(&path, 0),
+    set_sysctl(&format!("net/ipv6/conf/{ifname}/disable_ipv6"), 0)
+}
+
+/// Sets what is otherwise. A kernel without IPv6 has none of its sysctls.
+fn set_sysctl(path: &str, value: i64) -> Result<(), LinuxError> {
+    match sysctl::read(path)? {
+        Some(is) if is != value => sysctl::write(path, value),
+        _ => Ok(()),
     }
 }
 

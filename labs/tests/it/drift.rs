@@ -12,12 +12,13 @@ use rustix::process::Signal;
 
 use crate::support::{POOLS, SEGMENT, all_reach, by_hand, hosts, number, say, up, wait_for};
 
-/// All but the nftables table, which only its owner can look at without taking it over.
-fn observe(lab: &Lab) -> Observed {
+/// All of host1's but the nftables table, which only its owner can look at without taking it over.
+pub fn observe(lab: &Lab, more: &[IfName]) -> Observed {
     let sorts: BTreeSet<Sort> =
         [Sort::Link, Sort::Address, Sort::Nexthop, Sort::Neighbour, Sort::Fdb, Sort::Route].into();
-    let links = ["cni0", "flannel.1", "flannel-v6.1"].map(|name| name.parse().expect("name"));
-    let scope = Scope { sorts, links: links.into(), ..Scope::default() };
+    let links = ["cni0", "flannel.1", "flannel-v6.1"].map(dev);
+    let links = links.into_iter().chain(more.iter().copied()).collect();
+    let scope = Scope { sorts, links, ..Scope::default() };
     let seen = lab.netns("host1").expect("netns").run(|| LinuxKernel::open().expect("kernel").observe(&scope));
     seen.expect("a thread").expect("observed")
 }
@@ -31,7 +32,7 @@ fn each_kind_of_drift_is_repaired_and_named_and_foreign_things_stay() {
     let lab = up("drift", &[SEGMENT, &hosts(2, ""), POOLS].concat());
     let agent = lab.agent("host1").expect("an agent");
     foreign(&lab);
-    let before = observe(&lab);
+    let before = observe(&lab, &[]);
     let index = |name: &str| number(&lab, "host1", name).expect("a link");
     let (vtep, bridge) = (index("flannel.1"), index("cni0"));
     let find = |wanted: fn(&Key, &Object) -> bool| {
@@ -93,7 +94,7 @@ fn each_kind_of_drift_is_repaired_and_named_and_foreign_things_stay() {
     for (what, break_it) in &breaks {
         let last = agent.events(0).expect("events").last().map_or(0, |event| event.seq);
         by_hand(&lab, "host1", break_it);
-        let took = wait_for(what, || same(&observe(&lab), &before));
+        let took = wait_for(what, || observe(&lab, &[]) == before);
         times.push((took.as_secs_f64() * 1000.0, *what));
         wait_for("an event that names it", || {
             agent.events(last).expect("events").iter().any(|event| event.sort == "repair" && !event.object.is_empty())
@@ -144,11 +145,6 @@ fn a_flushed_table_is_kept_or_made_again_and_foreign_tables_stay() {
     assert!(nft("list table inet foreign"));
 }
 
-/// The same objects, whatever the numbers of links are now.
-fn same(now: &Observed, before: &Observed) -> bool {
-    now == before
-}
-
 fn nexthop_id(lab: &Lab) -> u32 {
     use loden_linux::netlink::{Protocol, Socket};
     let all = lab.netns("host1").expect("netns").run(|| {
@@ -160,7 +156,7 @@ fn nexthop_id(lab: &Lab) -> u32 {
     all.expect("thread").expect("nexthops").iter().find(|seen| seen.ours).expect("one of ours").id
 }
 
-fn set_mac(w: &mut Writer, name: &str) {
+pub fn set_mac(w: &mut Writer, name: &str) {
     w.begin(link::SET, 0);
     w.raw(&link::info(0, 0, 0));
     w.text(link::ifla::IFNAME, name);

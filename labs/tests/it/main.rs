@@ -5,6 +5,7 @@ mod docs;
 mod drift;
 mod kill;
 mod refuse;
+mod routed;
 mod shapes;
 mod support;
 mod switch;

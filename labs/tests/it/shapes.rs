@@ -1,6 +1,6 @@
 //! Families, segments, underlays.
 
-use crate::support::{POOLS, SEGMENT, all_reach, hosts, number, say, up};
+use crate::support::{POOLS, all_reach, hosts, number, say, up};
 
 #[test]
 fn ipv4_alone() {
@@ -52,12 +52,4 @@ fn direct_routing_goes_straight_on_the_segment_and_by_tunnel_beyond() {
     say(&format!("host1: {:?}", routes("host1")));
     assert_eq!(routes("host1"), [("host2".to_owned(), 2), ("host3".to_owned(), 4)]);
     assert_eq!(routes("host3"), [("host1".to_owned(), 4), ("host2".to_owned(), 4)]);
-}
-
-#[test]
-fn routed_pods_reach_everybody_without_a_bridge_between() {
-    let lab = up("routed-pods", &[SEGMENT, &hosts(2, ""), POOLS, "[plugin]\nattach = \"routed\"\n"].concat());
-    all_reach(&lab);
-    let status = lab.agent("host1").expect("agent").status().expect("status");
-    assert_eq!((status.kernel.pending, status.kernel.failing.len()), (0, 0));
 }

@@ -1,8 +1,11 @@
 //! What the reconciler promises, whatever happens to it.
 
+use std::sync::Arc;
+
+use loden_core::attach;
 use loden_core::kernel::link::{Link, LinkKind, Vxlan};
 use loden_core::kernel::{Event, Key, Object, Sort};
-use loden_core::model::{Record, Vni};
+use loden_core::model::{Attach, Attachment, AttachmentKey, Mac, Record, Vni};
 use loden_testkit::FakeKernel;
 
 use crate::cluster::{host_gw, listing, published, reconciler, settle, settled, vxlan};
@@ -83,10 +86,13 @@ fn a_fault_at_any_step_of_a_switch_never_leaves_a_peer_without_a_route() {
             assert_eq!(routes, 3, "step {n}");
         }
         settle(&mut agent);
-        // The device goes when everybody has read that this node takes nothing in by it any more.
-        let facts = agent.facts().clone();
-        agent.listing(&published(listing(3, &host_gw()), &facts));
-        settle(&mut agent);
+        // The device goes when everybody has read that this node takes nothing in by it any more. One record is under way at
+        // a time: the first is what was said before the switch.
+        for _ in 0..6 {
+            let facts = agent.facts().clone();
+            agent.listing(&published(listing(3, &host_gw()), &facts));
+            settle(&mut agent);
+        }
         let kernel = agent.kernel();
         assert!(!kernel.objects.contains_key(&Key::Link("flannel.1".parse().expect("name"))), "step {n}");
     }
@@ -167,6 +173,57 @@ fn what_failed_is_looked_at_again_by_the_next_try_and_not_by_every_change() {
     agent.round();
     assert!(agent.kernel().observed > seen);
     assert_eq!(agent.kernel().objects, settled(4, &vxlan()).objects);
+}
+
+/// What the plugin leaves for a routed pod.
+fn routed_pod() -> (Attachment, Vec<(Key, Object)>) {
+    let key =
+        AttachmentKey { network: "n".to_owned(), container: "c".to_owned(), ifname: "eth0".parse().expect("name") };
+    let attach = Attach::Routed;
+    let attachment = Attachment {
+        host_side: attach::host_side(&key, attach),
+        key,
+        complete: true,
+        addresses: vec!["10.244.0.2/24".parse().expect("net"), "fd00::2/64".parse().expect("net")],
+        attach,
+        mac: Mac([2, 0, 0, 0, 0, 2]),
+        mtu: 1450,
+        netns: "/run/netns/c".to_owned(),
+        pod: None,
+    };
+    let link = attach::host_link(&attachment, attachment.mtu);
+    let mut objects = vec![(Key::Link(attachment.host_side), Object::Link(Box::new(link)))];
+    objects.extend(attach::host_objects(&attachment).into_iter().map(|(key, object, _)| (key, object)));
+    (attachment, objects)
+}
+
+#[test]
+fn what_the_plugin_makes_for_a_routed_pod_stays_and_is_written_by_nobody_else() {
+    let mut agent = reconciler(settled(2, &vxlan()));
+    agent.listing(&listing(2, &vxlan()));
+    agent.round();
+    agent.kernel().writes.clear();
+    let (attachment, objects) = routed_pod();
+    for (key, object) in &objects {
+        agent.kernel().objects.insert(*key, object.clone());
+        if key.sort() != Sort::Sysctl {
+            assert!(!agent.kernel_event(Event::Seen(*key, object.clone())), "{key}: its attachment is heard of later");
+        }
+    }
+    // Whatever makes everything be looked at meanwhile.
+    agent.resync();
+    agent.round();
+    assert_eq!(agent.kernel().written(), 0);
+    agent.attachments([(attachment.key.clone(), Arc::new(attachment.clone()))].into());
+    assert_eq!(agent.round().failed, 0);
+    assert_eq!(agent.kernel().writes, [(Sort::Route, 1)].into(), "the way to the gateway that the proxy answers for");
+    // DEL: the plugin parks the link, and what is on it goes with it.
+    agent.kernel().writes.clear();
+    agent.kernel().drift(&Key::Link(attachment.host_side));
+    objects.iter().for_each(|(key, _)| agent.kernel().drift(key));
+    agent.attachments([].into());
+    settle(&mut agent);
+    assert_eq!(agent.kernel().objects, settled(2, &vxlan()).objects);
 }
 
 #[test]

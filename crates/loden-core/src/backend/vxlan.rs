@@ -159,7 +159,7 @@ fn underlays(cx: &Context<'_>) -> impl Iterator<Item = (Family, IpAddr)> {
 }
 
 /// A VTEP that this node's record names, so that peers send to it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Promise {
     /// Its network's identifier.
     pub vni: Vni,
@@ -173,9 +173,8 @@ pub(crate) struct Promise {
     pub is_named: bool,
 }
 
-/// The VTEPs that this node's record names. Kept by the view: all peers' objects hang on them.
+/// The VTEPs that this node's record names, or is to name. Kept by the view: all peers' objects hang on them.
 pub(crate) fn promises(view: &View) -> Vec<Promise> {
-    let receives = view.own_record().into_iter().flat_map(|node| &node.receives);
     let promise = |receive: &Receive| {
         let Receive::Vxlan { vni, underlay, mac, port } = *receive else { return None };
         let is_its = |dev: &IfName| derived_mac(view, *dev) == mac;
@@ -183,7 +182,9 @@ pub(crate) fn promises(view: &View) -> Vec<Promise> {
         let named = plain.filter(is_its).or_else(|| spare_name(vni, port, underlay).filter(is_its));
         Some(Promise { vni, underlay, port, device: named.or(plain), is_named: named.is_some() })
     };
-    receives.filter_map(promise).collect()
+    let mut promises: Vec<_> = view.own_receives().filter_map(promise).collect();
+    promises.dedup();
+    promises
 }
 
 fn plain_name(vni: Vni, underlay: Family) -> Option<IfName> {

@@ -275,12 +275,14 @@ fn reach_rest(desired: &mut Desired, kernel: &mut FakeKernel, stays: &BTreeSet<K
         let (makes, removals) = plan.makes_and_removals();
         prop_assert!(removals.iter().all(|step| step.verb == Verb::Remove), "made after it is broken:\n{}", plan);
         for step in makes.iter().filter(|step| step.verb == Verb::Remove && step.key != Key::Nft) {
-            // Only an address of ours that is to be a peer's gateway goes before.
+            // Only an address of ours that is to be a peer's gateway goes before, and a device that another takes the place of.
             let is_for = |other: &Step| {
                 matches!((step.key, other.key), (Key::Address(_, net), Key::Nexthop(_, addr))
                 if net.addr() == addr && other.verb == Verb::Add)
             };
-            prop_assert!(makes.iter().any(is_for), "broken before it is made: {}\n{}", step, plan);
+            let is_device = matches!(step.key, Key::Link(_))
+                && makes.iter().any(|other| matches!(other.key, Key::Link(_)) && other.verb != Verb::Remove);
+            prop_assert!(is_device || makes.iter().any(is_for), "broken before it is made: {}\n{}", step, plan);
         }
         let breaks = plan.steps.iter().any(|step| step.verb == Verb::Recreate);
         let mut missing = Vec::new();

@@ -13,7 +13,7 @@ use loden_core::model::{
 };
 use loden_core::plan::Plan;
 use loden_core::underlay::Underlay;
-use loden_core::view::{Changed, Local, View};
+use loden_core::view::{Changed, Local, Said, View};
 
 use crate::picture;
 use loden_testkit::FakeKernel;
@@ -108,7 +108,12 @@ impl Sim {
         let host = &mut self.hosts[n];
         assert_eq!(host.desired.problems_of(&Source::Local), []);
         if let Some(now) = published(&host.view) {
-            host.facts = Some((now.receives, host.desired.uses()));
+            // One record is under way at a time, as the agent has it.
+            if host.view.is_heard() {
+                let said = Said { receives: now.receives, sends: host.desired.uses() };
+                host.view.set_said(said.clone());
+                host.facts = Some((said.receives, said.sends));
+            }
         }
     }
 

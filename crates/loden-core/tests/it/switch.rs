@@ -120,9 +120,7 @@ fn tells_apart(backend: &BackendConfig) -> Option<(u32, u16)> {
     }
 }
 
-/// The changes: each a row of configurations that follow one another. A third change of mind while a host's own record is
-/// still on its way to the datastore and back is not among them: what a host has said and not yet heard again is not known
-/// to its view.
+/// The changes: each a row of configurations that follow one another.
 fn rows() -> Vec<Vec<Vec<Pool>>> {
     let one = |backends: &[serde_json::Value]| backends.iter().map(|b| pools(std::slice::from_ref(b))).collect();
     vec![
@@ -143,6 +141,10 @@ fn rows() -> Vec<Vec<Vec<Pool>>> {
         // On to a third before it is through.
         one(&[vxlan(1, 8472), host_gw(), vxlan(1, 4789)]),
         one(&[vxlan(1, 8472), vxlan(1, 4789), vxlan(1, 4790)]),
+        // To and fro.
+        one(&[vxlan(1, 8472), vxlan(2, 8472), vxlan(1, 8472), vxlan(2, 8472)]),
+        one(&[vxlan(1, 8472), host_gw(), vxlan(1, 8472), host_gw()]),
+        one(&[vxlan(1, 8472), vxlan(1, 4789), vxlan(1, 8472), vxlan(1, 4789), vxlan(1, 8472)]),
         // Two pools share the device and are changed one after the other: the first change alone is refused.
         vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[vxlan(1, 4789), vxlan(1, 4789)])],
         vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[vxlan(2, 8472), vxlan(3, 8472)])],
