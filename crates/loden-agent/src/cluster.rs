@@ -344,9 +344,10 @@ impl Cluster {
                 (None, Some((node, _))) if node.uid == self.identity.uid => node.receives.clone(),
                 _ => outward.facts.receives.clone(),
             },
-            sends: match (outward.facts.sends.is_empty(), former) {
-                (true, Some((node, _))) if node.uid == self.identity.uid => node.sends.clone(),
-                _ => outward.facts.sends.clone(),
+            sends: match (&outward.facts.sends, former) {
+                (Some(sends), _) => sends.clone(),
+                (None, Some((node, _))) if node.uid == self.identity.uid => node.sends.clone(),
+                (None, _) => BTreeMap::new(),
             },
             unknown: former.map(|(node, _)| node.unknown.clone()).unwrap_or_default(),
         };

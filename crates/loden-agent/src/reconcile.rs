@@ -26,8 +26,8 @@ const PASSES: usize = 4;
 pub struct Facts {
     /// What the kernel is ready to take in.
     pub receives: Vec<Receive>,
-    /// What it sends with.
-    pub sends: BTreeMap<PoolName, BTreeSet<BackendConfig>>,
+    /// What it sends with; `None` until it has been thought over.
+    pub sends: Option<BTreeMap<PoolName, BTreeSet<BackendConfig>>>,
     /// MTU for pods in bytes; `None` until the host's own objects are in the kernel.
     pub mtu_pod: Option<u32>,
 }
@@ -364,7 +364,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         if !routes_right {
             // Some packets may still take the former way.
-            for (pool, backends) in &self.facts.sends {
+            for (pool, backends) in self.facts.sends.iter().flatten() {
                 sends.entry(pool.clone()).or_default().extend(backends.iter().cloned());
             }
         }
@@ -372,12 +372,12 @@ impl<K: Kernel> Reconciler<K> {
         self.facts.mtu_pod = now.as_ref().map(|now| now.mtu_pod).or(self.facts.mtu_pod);
         // One record is under way at a time: of two, a peer may have heard the one or the other.
         if self.view.is_heard() {
-            self.facts.sends = sends;
+            self.facts.sends = Some(sends.clone());
             self.facts.receives = now.map_or_else(|| std::mem::take(&mut self.facts.receives), |now| now.receives);
             let recorded = || self.view.own_record().map(|node| node.receives.clone()).unwrap_or_default();
             // Before the kernel has been seen to be right the record goes on saying what it says.
             let receives = if self.facts.mtu_pod.is_some() { self.facts.receives.clone() } else { recorded() };
-            self.view.set_said(Said { receives, sends: self.facts.sends.clone() });
+            self.view.set_said(Said { receives, sends });
         }
     }
 

@@ -29,8 +29,8 @@ use crate::underlay::Finder;
 const GATHER: Duration = Duration::from_millis(20);
 /// From the first thing to the round: what comes in the same breath is taken along.
 const BREATH: Duration = Duration::from_millis(1);
-/// Pauses after failures.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Pauses after failures. The first is short: mostly something was changing under the plan's hands.
+const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Parked veths are deleted together: one deletion costs the kernel a grace period, a hundred at once not much more.
 const REAP_EVERY: Duration = Duration::from_millis(50);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use loden_agent::reconcile::Reconciler;
 use loden_core::attach;
 use loden_core::kernel::link::{Link, LinkKind, Vxlan};
 use loden_core::kernel::{Event, Key, Object, Sort};
@@ -173,6 +174,25 @@ fn what_failed_is_looked_at_again_by_the_next_try_and_not_by_every_change() {
     agent.round();
     assert!(agent.kernel().observed > seen);
     assert_eq!(agent.kernel().objects, settled(4, &vxlan()).objects);
+}
+
+#[test]
+fn a_host_without_pools_says_so_and_goes_on_when_there_are_pools_again() {
+    let mut agent = reconciler(FakeKernel::new("eth0"));
+    let without_pools = || -> Vec<_> {
+        listing(2, &vxlan()).into_iter().filter(|entry| !matches!(entry.record, Record::Pool(_))).collect()
+    };
+    let said = |agent: &Reconciler<FakeKernel>| agent.facts().sends.clone().expect("something is said").len();
+    for (records, pools) in [(listing(2, &vxlan()), 1), (without_pools(), 0), (listing(2, &vxlan()), 1)] {
+        // Until what is said has come back nothing else is.
+        for _ in 0..4 {
+            let facts = agent.facts().clone();
+            let seen = if facts.sends.is_some() { published(records.clone(), &facts) } else { records.clone() };
+            agent.listing(&seen);
+            settle(&mut agent);
+        }
+        assert_eq!(said(&agent), pools);
+    }
 }
 
 /// What the plugin leaves for a routed pod.

@@ -1,15 +1,17 @@
 //! A host for the plugin: namespaces, a bridge, `node.json`; everything is gone when it is dropped.
 
 use std::io::Write;
+use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
-use loden_core::kernel::LINK_GROUP;
 use loden_core::kernel::link::{Bridge, Link, LinkKind};
-use loden_core::model::AttachmentKey;
+use loden_core::kernel::{LINK_GROUP, PROTOCOL};
+use loden_core::model::{AttachmentKey, Family};
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::netns::{self, NetNs};
-use loden_linux::rt::{address, link};
+use loden_linux::rt::{address, link, route};
 use loden_linux::run_dir::RunDir;
 use loden_linux::spawn;
 use serde_json::{Value, json};
@@ -118,6 +120,15 @@ impl Host {
             .expect("a thread")
     }
 
+    /// The routes of loden's: in a host without an agent those of pods alone.
+    pub fn pod_routes(&self) -> Vec<route::Seen> {
+        self.run_in(|| {
+            let mut socket = Socket::open(Protocol::Route).expect("a socket");
+            let of = |family| route::read(&mut socket, family, PROTOCOL).expect("routes");
+            Family::ALL.into_iter().flat_map(of).collect()
+        })
+    }
+
     /// Deletes what DEL has parked, as the agent does.
     pub fn reap(&self) {
         self.ns.run(loden_linux::veth::reap).expect("a thread").expect("reaped");
@@ -155,6 +166,18 @@ impl Drop for Host {
             let _ = netns::remove(&entry.path());
         }
     }
+}
+
+/// Whether a datagram from one gets to the other.
+pub fn reaches(from: &NetNs, to: &NetNs, addr: IpAddr) -> bool {
+    let server = to.run(|| UdpSocket::bind((addr, 4000)).expect("bound")).expect("a thread");
+    server.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    from.run(|| {
+        let any: IpAddr = if addr.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
+        UdpSocket::bind((any, 0)).expect("bound").send_to(b"hello", (addr, 4000)).expect("sent");
+    })
+    .expect("a thread");
+    server.recv(&mut [0; 16]).is_ok_and(|len| len == 5)
 }
 
 /// The key of a pod's usual attachment.

@@ -2,10 +2,6 @@
 
 use std::time::Duration;
 
-use loden_core::kernel::PROTOCOL;
-use loden_core::model::Family;
-use loden_linux::netlink::{Protocol, Socket};
-use loden_linux::rt::route;
 use serde_json::json;
 
 use crate::host::Host;
@@ -24,14 +20,7 @@ fn killed_at_any_moment_nothing_stays_and_no_address_is_lost() {
 #[test]
 fn a_routed_pods_routes_do_not_stay_either() {
     let host = kill_at_any_moment("routed");
-    assert_eq!(host.run_in(pod_routes), 0);
-}
-
-/// The routes of loden's: only those of pods in a host without an agent.
-fn pod_routes() -> usize {
-    let mut socket = Socket::open(Protocol::Route).expect("a socket");
-    let of = |family| route::read(&mut socket, family, PROTOCOL).expect("routes").len();
-    Family::ALL.into_iter().map(of).sum()
+    assert_eq!(host.pod_routes(), Vec::new());
 }
 
 fn kill_at_any_moment(attach: &str) -> Host {

@@ -1,7 +1,6 @@
 //! Routed pods: no bridge, one address alone, a gateway that nobody bears.
 
-use std::net::{IpAddr, UdpSocket};
-use std::time::Duration;
+use std::net::IpAddr;
 
 use loden_core::attach;
 use loden_core::kernel::DeviceSysctl;
@@ -12,7 +11,7 @@ use loden_linux::rt::{link, neighbour, route};
 use loden_linux::sysctl;
 use serde_json::{Value, json};
 
-use crate::host::{Host, key};
+use crate::host::{Host, key, reaches};
 
 /// A host that forwards, and that has a way to everywhere: the proxy answers for what is behind it.
 fn host() -> Host {
@@ -39,18 +38,6 @@ fn addresses(result: &Value) -> Vec<IpAddr> {
     let ips = result["ips"].as_array().expect("ips");
     let addr = |ip: &Value| ip["address"].as_str().expect("text").split('/').next().expect("an address").to_owned();
     ips.iter().map(|ip| addr(ip).parse().expect("an address")).collect()
-}
-
-/// Whether a datagram from one gets to the other.
-fn reaches(from: &NetNs, to: &NetNs, addr: IpAddr) -> bool {
-    let server = to.run(|| UdpSocket::bind((addr, 4000)).expect("bound")).expect("a thread");
-    server.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
-    from.run(|| {
-        let any: IpAddr = if addr.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
-        UdpSocket::bind((any, 0)).expect("bound").send_to(b"hello", (addr, 4000)).expect("sent");
-    })
-    .expect("a thread");
-    server.recv(&mut [0; 16]).is_ok_and(|len| len == 5)
 }
 
 #[test]
@@ -128,12 +115,7 @@ fn check_names_what_the_host_lacks_and_del_takes_all_of_it_along() {
     assert_eq!(host.call("DEL", "a", &json!({ "attach": "bridge" })), Ok(Value::Null));
     let number = host.run_in(|| link::number_of(&Socket::open(Protocol::Route).expect("a socket"), dev));
     assert!(number.expect("asked").is_some(), "it is parked");
-    let left = host.run_in(|| {
-        let mut socket = Socket::open(Protocol::Route).expect("a socket");
-        let of = |family| route::read(&mut socket, family, loden_core::kernel::PROTOCOL).expect("routes");
-        loden_core::model::Family::ALL.into_iter().flat_map(of).collect::<Vec<_>>()
-    });
-    assert_eq!(left, Vec::new());
+    assert_eq!(host.pod_routes(), Vec::new());
     host.reap();
     assert_eq!(host.leftovers(), Vec::<String>::new());
 }
