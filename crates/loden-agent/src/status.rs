@@ -201,7 +201,7 @@ pub fn ipam(view: &View) -> Ipam {
             address,
             attachment: attachment.key.to_string(),
             pod: attachment.pod.clone(),
-            host_side: attachment.host_side.to_string(),
+            host_side: attachment.host_side.map(|name| name.to_string()),
         })
         .collect();
     all.sort_by_key(|used| used.address);

@@ -2,36 +2,41 @@
 
 use std::path::Path;
 
-use loden_core::attach;
-use loden_core::cni::{CniError, Code, Success};
+use loden_core::cni::{self, AttachConf, CniError, Code, HostFacts, MakeConf, Master, Success};
 use loden_linux::ledger::{Reservation, ReserveError};
 use loden_linux::netns::NetNs;
-use loden_linux::veth;
+use loden_linux::{macvlan, pod};
 use serde_json::Value;
 
 use crate::fault;
 use crate::{Call, failed};
 
+/// `EEXIST`.
+const EEXIST: i32 = 17;
+
 /// Answers ADD.
 pub fn run(call: &Call) -> Result<Value, CniError> {
     let key = call.key()?;
+    call.environment.check_args()?;
     let path = call.environment.netns.clone().unwrap_or_default();
     let netns = open_netns(call, &path)?;
-    let node = call.node(Code::TryAgain)?;
+    let make = call.make()?;
+    let facts = HostFacts {
+        node: if make.needs_node() { Some(call.node(Code::TryAgain)?) } else { None },
+        master: master(make, &netns)?,
+    };
+    let draft = cni::draft(key, make, &call.environment, &facts)?;
     fault::point("add-begun");
     let ledger = call.ledger();
-    let mut reservation = ledger
-        .reserve(&key, call.conf.attach, &node, call.conf.quarantine, &path, call.environment.pod())
-        .map_err(refused)?;
+    let mut reservation = ledger.reserve(&draft, call.conf.quarantine).map_err(refused)?;
     fault::point("add-reserved");
-    let routes = attach::routes(&reservation.attachment);
-    match make(call, &mut reservation, &routes, &netns) {
+    match finish(call, &mut reservation, &netns) {
         Ok(()) => {
             fault::point("add-completed");
-            Ok(Success::of(&reservation.attachment, &routes).to_json(call.conf.version))
+            Ok(Success::of(&reservation.attachment, make.dns.clone()).to_json(call.conf.version))
         }
         Err(mut error) => {
-            let undone = veth::delete(reservation.attachment.host_side).and_then(|()| ledger.release(&key));
+            let undone = pod::remove(&reservation.attachment).and_then(|()| ledger.release(&draft.key));
             if let Err(second) = undone {
                 error.details = format!("{}; and undoing it: {second}", error.details);
             }
@@ -40,24 +45,30 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
     }
 }
 
-fn make(
-    call: &Call,
-    reservation: &mut Reservation,
-    routes: &[attach::PodRoute],
-    netns: &NetNs,
-) -> Result<(), CniError> {
-    veth::create(&reservation.attachment, routes, netns).map_err(|error| {
+fn finish(call: &Call, reservation: &mut Reservation, netns: &NetNs) -> Result<(), CniError> {
+    let ifname = reservation.attachment.key.ifname;
+    // A macvlan that is made again takes the name; a veth says so itself.
+    pod::make(&reservation.attachment, netns).map_err(|error| {
         // Looked at only now: an ADD that succeeds need not ask.
-        match veth::exists_in(netns, reservation.attachment.key.ifname) {
-            Ok(true) => CniError::new(
+        match (error.errno(), pod::exists_in(netns, ifname)) {
+            (EEXIST, Ok(true)) => CniError::new(
                 Code::InvalidEnvironment,
-                format!("CNI_IFNAME: the pod has an interface {} already", reservation.attachment.key.ifname),
+                format!("CNI_IFNAME: the pod has an interface {ifname} already"),
             ),
             _ => failed("the pod's interface cannot be made", &error),
         }
     })?;
     fault::point("add-made");
     call.ledger().complete(reservation).map_err(|error| failed("the attachment cannot be written down", &error))
+}
+
+/// The macvlan's master, on the host or in the pod.
+fn master(make: &MakeConf, netns: &NetNs) -> Result<Option<Master>, CniError> {
+    let AttachConf::Macvlan(conf) = &make.attach else { return Ok(None) };
+    let found = macvlan::master(conf.master, conf.in_container.then_some(netns));
+    found.map(Some).map_err(|error| {
+        CniError::new(Code::InvalidConfig, "the macvlan's master cannot be used").with(error.to_string())
+    })
 }
 
 /// Opens the pod's namespace, which must not be the host's own.
@@ -76,7 +87,9 @@ fn refused(error: ReserveError) -> CniError {
         ReserveError::Attached(_) => CniError::new(Code::InvalidEnvironment, error.to_string()),
         ReserveError::UnderWay(_) => CniError::new(Code::TryAgain, error.to_string()),
         ReserveError::Exhausted(_) => CniError::new(Code::NoAddress, "no address is free").with(error.to_string()),
-        ReserveError::NoBlock => CniError::new(Code::TryAgain, error.to_string()),
+        ReserveError::Taken { .. } | ReserveError::Outside { .. } => {
+            CniError::new(Code::NoAddress, "the address that is asked for cannot be given").with(error.to_string())
+        }
         ReserveError::Files(error) => failed("no address can be reserved", &error),
     }
 }

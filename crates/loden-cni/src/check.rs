@@ -1,11 +1,8 @@
 //! CHECK: everything that ADD made is looked at; each fault is named.
 
-use std::path::Path;
-
 use loden_core::attach;
 use loden_core::cni::{CniError, Code};
-use loden_linux::netns::NetNs;
-use loden_linux::veth;
+use loden_linux::pod;
 
 use crate::{Call, failed};
 
@@ -29,16 +26,9 @@ pub fn run(call: &Call) -> Result<(), CniError> {
             faults.push(format!("address {net} is reserved for it but is not in prevResult"));
         }
     }
-    let looked = veth::check_host(&attachment);
-    faults.extend(looked.map_err(|error| failed("the host's side cannot be looked at", &error))?);
     let path = call.environment.netns.clone().unwrap_or_default();
-    match NetNs::open(Path::new(&path)) {
-        Ok(netns) => {
-            let looked = veth::check_pod(&attachment, &attach::routes(&attachment), &netns);
-            faults.extend(looked.map_err(|error| failed("the pod's side cannot be looked at", &error))?);
-        }
-        Err(error) => faults.push(format!("the pod has gone: {error}")),
-    }
+    let looked = pod::check(&attachment, &path);
+    faults.extend(looked.map_err(|error| failed(format!("the attachment {key} cannot be looked at"), &error))?);
     if faults.is_empty() {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! DEL: works with nothing but the names: no prevResult, no namespace, another configuration, the agent down, twice.
 
 use loden_core::cni::CniError;
-use loden_linux::veth;
+use loden_linux::{LinuxError, pod};
 
 use crate::{Call, failed, fault};
 
@@ -9,7 +9,13 @@ use crate::{Call, failed, fault};
 pub fn run(call: &Call) -> Result<(), CniError> {
     let key = call.key()?;
     fault::point("del-begun");
-    veth::park(&key).map_err(|error| failed(format!("{key} cannot be detached"), &error))?;
+    let there = match call.run_dir().attachment(&key) {
+        // What cannot be read must not keep a pod from going.
+        Err(LinuxError::File { .. }) => Ok(None),
+        read => read,
+    };
+    let there = there.map_err(|error| failed(format!("the attachment {key} cannot be read"), &error))?;
+    pod::detach(&key, there.as_ref()).map_err(|error| failed(format!("{key} cannot be detached"), &error))?;
     fault::point("del-parked");
     let freed = call.ledger().release(&key);
     freed.map_err(|error| failed(format!("the addresses of {key} cannot be freed"), &error))?;

@@ -1,7 +1,7 @@
 //! GC: detaches everything of this network that the runtime does not list, and what killed ADDs left.
 
 use loden_core::cni::{CniError, Code};
-use loden_linux::{LinuxError, veth};
+use loden_linux::{LinuxError, pod};
 
 use crate::{Call, failed};
 
@@ -16,8 +16,9 @@ pub fn run(call: &Call) -> Result<(), CniError> {
             let collected = match call.run_dir().attachment(key) {
                 // Its ADD is under way, or was killed: the sweep knows.
                 Ok(Some(there)) if !there.complete => continue,
+                Ok(there) => pod::detach(key, there.as_ref()).and_then(|()| ledger.release(key)),
                 // One that cannot be read is as unwanted as one that can.
-                Ok(_) | Err(LinuxError::File { .. }) => veth::park(key).and_then(|()| ledger.release(key)),
+                Err(LinuxError::File { .. }) => pod::detach(key, None).and_then(|()| ledger.release(key)),
                 Err(error) => Err(error),
             };
             errors.extend(collected.err().map(|error| format!("{key}: {error}")));

@@ -12,7 +12,7 @@ mod status;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-use loden_core::cni::{CniError, Code, Environment, NetConf, NodeFile, Verb, Version};
+use loden_core::cni::{CniError, Code, Environment, MakeConf, NetConf, NodeFile, Verb, Version};
 use loden_core::model::AttachmentKey;
 use loden_linux::LinuxError;
 use loden_linux::ledger::Ledger;
@@ -129,6 +129,14 @@ impl Call {
             container: self.environment.container.clone().ok_or_else(|| missing("CNI_CONTAINERID"))?,
             ifname: self.environment.ifname.ok_or_else(|| missing("CNI_IFNAME"))?,
         })
+    }
+
+    /// What is to be made.
+    ///
+    /// # Errors
+    /// Code 999 for a verb that makes nothing.
+    pub fn make(&self) -> Result<&MakeConf, CniError> {
+        self.conf.make.as_ref().ok_or_else(|| CniError::new(Code::Internal, "this verb makes nothing"))
     }
 
     /// The agent's files.

@@ -193,6 +193,7 @@ pub struct AddressInUse {
     /// The pod's name, if the runtime gave it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// The host's end of its veth pair.
-    pub host_side: String,
+    /// The host's end of its veth pair, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_side: Option<String>,
 }

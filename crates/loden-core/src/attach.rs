@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::cni::{AttachKind, NodeFile};
-use crate::kernel::link::{Link, LinkKind, PodSide};
+use crate::ipam::Demand;
+use crate::kernel::link::{Link, LinkKind, PodSide, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
-use crate::model::{Attach, Attachment, AttachmentKey, Family, Fnv, IfName, Mac, Prefix};
+use crate::model::{Attach, Attachment, AttachmentKey, Family, Fnv, IfName, Mac, PodAddress, PodRoute, Prefix};
 
 /// The Ethernet address of the host's end of every routed pod: what a pod has learned of its gateway is true for the next one.
 pub const ROUTED_HOST_MAC: Mac = Mac([0xee; 6]);
@@ -24,13 +24,14 @@ fn routed_gateway(family: Family) -> IpAddr {
 }
 
 /// The host's end of a pod's veth pair: `veth` or (routed, as Calico's) `cali`, and 11 hexadecimal digits that depend on the
-/// attachment alone.
+/// attachment alone. A macvlan has none.
 #[must_use]
-pub fn host_side(key: &AttachmentKey, attach: Attach) -> IfName {
+pub fn host_side(key: &AttachmentKey, attach: &Attach) -> Option<IfName> {
     let [bridged, routed] = host_sides(key);
     match attach {
-        Attach::Bridge { .. } => bridged,
-        Attach::Routed => routed,
+        Attach::Bridge(_) => Some(bridged),
+        Attach::Routed => Some(routed),
+        Attach::Macvlan(_) => None,
     }
 }
 
@@ -53,95 +54,148 @@ pub fn mark(key: &AttachmentKey) -> String {
     format!("{:011x}", hash.finish() & 0xfff_ffff_ffff)
 }
 
-/// A route inside the pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PodRoute {
-    /// Destination.
-    pub prefix: Prefix,
-    /// Gateway; `None`: straight out of the pod's interface.
-    pub gateway: Option<IpAddr>,
-    /// Priority (metric).
-    pub priority: u32,
+/// An attachment of which all is known but its addresses.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// Its identity.
+    pub key: AttachmentKey,
+    /// How it is attached.
+    pub attach: Attach,
+    /// What it needs of addresses.
+    pub demand: Demand,
+    /// Routes that the configuration asks for; one without a gateway takes that of the address.
+    pub routes: Vec<PodRoute>,
+    /// Whether the gateway is also the way to everywhere else.
+    pub is_default: bool,
+    /// The pod's end's Ethernet address.
+    pub mac: Mac,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Whether the configuration asks for that MTU.
+    pub mtu_is_asked: bool,
+    /// Whether the pod's interface is left down.
+    pub is_down: bool,
+    /// The path of the pod's network namespace.
+    pub netns: String,
+    /// The pod's namespace and name.
+    pub pod: Option<String>,
 }
 
-/// A pod's attachment, not yet made. `addresses` are of the node's blocks.
-#[must_use]
-pub fn attachment(
-    key: AttachmentKey,
-    kind: AttachKind,
-    node: &NodeFile,
-    addresses: Vec<IpNet>,
-    netns: String,
-    pod: Option<String>,
-) -> Attachment {
-    let mac = Mac::derived(&["pod", &key.network, &key.container, key.ifname.as_str()]);
-    let attach = match kind {
-        AttachKind::Bridge => Attach::Bridge { bridge: node.bridge },
-        AttachKind::Routed => Attach::Routed,
+impl Draft {
+    /// The attachment with its addresses, not yet made.
+    #[must_use]
+    pub fn attachment(&self, addresses: Vec<PodAddress>) -> Attachment {
+        let addresses: Vec<PodAddress> = addresses.into_iter().map(|address| self.with_gateway(address)).collect();
+        Attachment {
+            key: self.key.clone(),
+            complete: false,
+            routes: self.routes_of(&addresses),
+            addresses,
+            host_side: host_side(&self.key, &self.attach),
+            attach: self.attach.clone(),
+            mac: self.mac,
+            mtu: self.mtu,
+            mtu_is_asked: self.mtu_is_asked,
+            is_down: self.is_down,
+            netns: self.netns.clone(),
+            pod: self.pod.clone(),
+        }
+    }
+
+    /// A routed pod's gateway is always the same; a bridge that is to be a gateway is one in every network.
+    fn with_gateway(&self, mut address: PodAddress) -> PodAddress {
+        let net = Prefix::holding(address.net.addr(), address.net.prefix_len());
+        match &self.attach {
+            Attach::Routed => address.gateway = Some(routed_gateway(net.family())),
+            Attach::Bridge(port) if port.own.as_ref().is_some_and(|own| own.is_gateway) => {
+                address.gateway = address.gateway.or_else(|| net.nth(1));
+            }
+            Attach::Bridge(_) | Attach::Macvlan(_) => {}
+        }
+        address
+    }
+
+    /// The pod's routes, in the order in which they need each other.
+    fn routes_of(&self, addresses: &[PodAddress]) -> Vec<PodRoute> {
+        let mut routes = Vec::new();
+        for family in Family::ALL {
+            let mut of_family = addresses.iter().filter(|address| Family::of(address.net.addr()) == family);
+            let priority = default_priority(family);
+            let gateway = of_family.find_map(|address| address.gateway);
+            if let Some(gateway) = gateway.filter(|addr| addr.is_ipv4() && self.attach == Attach::Routed) {
+                routes.push(PodRoute { prefix: Prefix::host(gateway), gateway: None, priority });
+            }
+            let asked = self.routes.iter().filter(|route| route.prefix.family() == family);
+            let asked = asked.map(|route| PodRoute { gateway: route.gateway.or(gateway), ..*route });
+            let asked: Vec<PodRoute> = asked.collect();
+            let has_default = asked.iter().any(|route| route.prefix.len() == 0);
+            if let Some(gateway) = gateway.filter(|_| self.is_default && !has_default) {
+                routes.push(PodRoute { prefix: anywhere(family), gateway: Some(gateway), priority });
+            }
+            routes.extend(asked);
+        }
+        routes
+    }
+}
+
+fn anywhere(family: Family) -> Prefix {
+    let any: IpAddr = match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let host_side = host_side(&key, attach);
-    Attachment { key, complete: false, addresses, host_side, attach, mac, mtu: node.mtu_pod, netns, pod }
+    Prefix::holding(any, 0)
 }
 
-/// The addresses as the pod's interface bears them: on a bridge with the block's length, since the other pods of it are on the
-/// same segment; routed alone.
+/// The addresses as the pod's interface bears them: on a segment with the subnet's length, since others of it are on the same
+/// one; routed alone.
 #[must_use]
 pub fn pod_nets(attachment: &Attachment) -> Vec<IpNet> {
     match attachment.attach {
-        Attach::Bridge { .. } => attachment.addresses.clone(),
+        Attach::Bridge(_) | Attach::Macvlan(_) => attachment.addresses.iter().map(|address| address.net).collect(),
         Attach::Routed => attachment.ips().map(|addr| Prefix::host(addr).ipnet()).collect(),
     }
 }
 
-/// The pod's routes, in the order in which they need each other: everything by one gateway a family.
+/// The host's end as it should be, with the MTU for pods in bytes; a macvlan has none.
 #[must_use]
-pub fn routes(attachment: &Attachment) -> Vec<PodRoute> {
-    let mut routes = Vec::new();
-    for net in &attachment.addresses {
-        let family = Family::of(net.addr());
-        let priority = default_priority(family);
-        let gateway = match attachment.attach {
-            Attach::Bridge { .. } => Prefix::holding(net.addr(), net.prefix_len()).nth(1),
-            Attach::Routed => Some(routed_gateway(family)),
-        };
-        let Some(gateway) = gateway else { continue };
-        if attachment.attach == Attach::Routed && family == Family::V4 {
-            routes.push(PodRoute { prefix: Prefix::host(gateway), gateway: None, priority });
-        }
-        let anywhere: IpAddr = match family {
-            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
-            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        routes.push(PodRoute { prefix: Prefix::holding(anywhere, 0), gateway: Some(gateway), priority });
-    }
-    routes
-}
-
-/// The host's end as it should be, with the MTU for pods in bytes.
-#[must_use]
-pub fn host_link(attachment: &Attachment, mtu: u32) -> Link {
-    let (mac, master) = match attachment.attach {
-        Attach::Bridge { bridge } => (None, Some(bridge)),
-        Attach::Routed => (Some(ROUTED_HOST_MAC), None),
+pub fn host_link(attachment: &Attachment, mtu_node: Option<u32>) -> Option<(IfName, Link)> {
+    let (mac, master, port) = match &attachment.attach {
+        Attach::Bridge(on) => (None, Some(on.bridge), Port { hairpin: on.hairpin, isolated: on.isolated }),
+        Attach::Routed => (Some(ROUTED_HOST_MAC), None, Port::default()),
+        Attach::Macvlan(_) => return None,
     };
-    Link {
+    let link = Link {
         kind: LinkKind::Veth { pod: Some(PodSide { netns: attachment.netns.clone(), ifname: attachment.key.ifname }) },
-        mtu,
+        mtu: mtu_node.filter(|_| !attachment.mtu_is_asked).unwrap_or(attachment.mtu),
         mac,
         up: true,
         master,
+        port,
         group: LINK_GROUP,
-    }
+    };
+    Some((attachment.host_side?, link))
 }
 
 /// What the host holds for an attachment besides its end of the pair, with what each is for. The plugin makes it, the agent
 /// keeps it right.
 #[must_use]
 pub fn host_objects(attachment: &Attachment) -> Vec<(Key, Object, &'static str)> {
-    let dev = attachment.host_side;
-    if attachment.attach != Attach::Routed {
-        return Vec::new();
+    match (&attachment.attach, attachment.host_side) {
+        (Attach::Routed, Some(dev)) => routed_objects(attachment, dev),
+        (Attach::Macvlan(macvlan), _) => {
+            let dev = macvlan.host_link;
+            dev.map(|dev| attachment.ips().map(|addr| pod_route(addr, dev)).collect()).unwrap_or_default()
+        }
+        _ => Vec::new(),
     }
+}
+
+fn pod_route(addr: IpAddr, dev: IfName) -> (Key, Object, &'static str) {
+    let key = Key::Route(Prefix::host(addr), default_priority(Family::of(addr)));
+    (key, Object::Route(Via::Link(dev)), "route to a pod")
+}
+
+fn routed_objects(attachment: &Attachment, dev: IfName) -> Vec<(Key, Object, &'static str)> {
     // Without its delay the proxy answers at once (`neigh_proxy_process` waits up to 0.8 s by default). A pod sends from its own
     // addresses only (RFC 3704 section 2.2).
     let sysctls = [
@@ -159,9 +213,6 @@ pub fn host_objects(attachment: &Attachment) -> Vec<(Key, Object, &'static str)>
     {
         objects.push((Key::Address(dev, net), Object::Address { ours: true }, "the pod's gateway"));
     }
-    for addr in attachment.ips() {
-        let key = Key::Route(Prefix::host(addr), default_priority(Family::of(addr)));
-        objects.push((key, Object::Route(Via::Link(dev)), "route to a pod"));
-    }
+    objects.extend(attachment.ips().map(|addr| pod_route(addr, dev)));
     objects
 }

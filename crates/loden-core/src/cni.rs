@@ -1,13 +1,16 @@
 //! The Container Network Interface, specification 0.1.0 to 1.1.0: what comes in, what goes out, and the errors between.
 
 mod config;
+mod draft;
 mod environment;
 mod error;
+mod keys;
 mod node_file;
 mod result;
 mod version;
 
-pub use config::{AttachKind, NetConf};
+pub use config::{AttachConf, BridgeConf, IpamConf, IpamSource, MacvlanConf, MakeConf, NetConf};
+pub use draft::{HostFacts, Master, demand, draft};
 pub use environment::{Environment, Verb};
 pub use error::{CniError, Code};
 pub use node_file::{NodeBlock, NodeFile};

@@ -248,6 +248,17 @@ pub enum Via {
     Blackhole,
 }
 
+impl Via {
+    /// The link that packets leave by.
+    #[must_use]
+    pub fn device(&self) -> Option<IfName> {
+        match self {
+            Self::Nexthop(dev, _) | Self::Link(dev) => Some(*dev),
+            Self::Blackhole => None,
+        }
+    }
+}
+
 impl fmt::Display for Via {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -11,7 +11,9 @@ mod prefix;
 mod record;
 mod vni;
 
-pub use attachment::{Attach, Attachment, AttachmentKey};
+pub use attachment::{
+    Attach, Attachment, AttachmentKey, BridgePort, Macvlan, MacvlanMode, OwnBridge, PodAddress, PodRoute,
+};
 pub(crate) use mac::Fnv;
 pub use mac::Mac;
 pub use name::{IfName, NameError, NodeName, NodeUid, PLAIN_NAME, PoolName, is_plain_name};

@@ -68,6 +68,15 @@ impl LinuxError {
         }
     }
 
+    /// The same error, of what was attempted.
+    #[must_use]
+    pub fn renamed(self, what: &str) -> Self {
+        match self {
+            Self::Netlink { errno, cause, .. } => Self::Netlink { what: what.to_owned(), errno, cause },
+            other => other,
+        }
+    }
+
     /// As the seam's error, about `object`.
     #[must_use]
     pub fn about(&self, object: impl Into<String>) -> KernelError {

@@ -12,19 +12,21 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use loden_core::attach;
-use loden_core::cni::{AttachKind, NodeFile};
-use loden_core::ipam::{BlockState, Exhausted};
-use loden_core::model::{Attachment, AttachmentKey, Family, Prefix};
+use loden_core::attach::{self, Draft};
+use loden_core::ipam::{Choice, Demand, Exhausted, Offer, RangeState, Supply};
+use loden_core::model::{Attachment, AttachmentKey, PodAddress};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::LinuxError;
 use crate::lock::FileLock;
+use crate::pod;
 use crate::run_dir::{Attachments, RunDir, remove_file, write_atomically};
-use crate::veth;
 
 /// How long the lock is waited for: with thousands of ADDs at once each holds it for well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What names of files of states end with.
+const STATE: &str = ".range";
 
 /// The ledger of one node.
 #[derive(Debug, Clone)]
@@ -44,9 +46,22 @@ pub enum ReserveError {
     /// No address.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Exhausted(Vec<Exhausted>),
-    /// The node has no block of any family.
-    #[error("this node has no block to give addresses from")]
-    NoBlock,
+    /// An address that is asked for is another's.
+    #[error("{addr} is asked for and taken{}", holder.as_ref().map_or_else(String::new, |holder| format!(" by {}", who(holder))))]
+    Taken {
+        /// Which.
+        addr: IpAddr,
+        /// Who has it.
+        holder: Option<Box<Attachment>>,
+    },
+    /// An address that is asked for cannot be given from any range.
+    #[error("{addr} is asked for and lies in none of {ranges}, or a second one is asked of one range")]
+    Outside {
+        /// Which.
+        addr: IpAddr,
+        /// The ranges.
+        ranges: String,
+    },
     /// Files.
     #[error(transparent)]
     Files(#[from] LinuxError),
@@ -76,19 +91,13 @@ impl Ledger {
         Self { run_dir }
     }
 
-    /// Takes an address of each family that the node has blocks of, all or none, and writes the attachment down.
+    /// Takes the addresses that a draft demands, all or none, and writes the attachment down. A freed address rests for
+    /// `quarantine` seconds.
     ///
     /// # Errors
     /// [`ReserveError`]; nothing is reserved then.
-    pub fn reserve(
-        &self,
-        key: &AttachmentKey,
-        kind: AttachKind,
-        node: &NodeFile,
-        quarantine: u32,
-        netns: &str,
-        pod: Option<String>,
-    ) -> Result<Reservation, ReserveError> {
+    pub fn reserve(&self, draft: &Draft, quarantine: u32) -> Result<Reservation, ReserveError> {
+        let key = &draft.key;
         self.run_dir.make()?;
         let lock_file = self.under_way_file(key)?;
         let under_way = FileLock::try_acquire(&lock_file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?;
@@ -102,8 +111,8 @@ impl Ledger {
             Err(LinuxError::File { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let addresses = self.allocate(node, quarantine)?;
-        let attachment = attach::attachment(key.clone(), kind, node, addresses, netns.to_owned(), pod);
+        let addresses = self.allocate(&draft.demand, &key.network, quarantine)?;
+        let attachment = draft.attachment(addresses);
         self.run_dir.put_attachment(&attachment)?;
         Ok(Reservation { attachment, _under_way: under_way, lock_file })
     }
@@ -184,9 +193,8 @@ impl Ledger {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.ends_with(".add") {
                 errors.extend(self.remove_mark(&path).err());
-            } else if let Some(block) = name.strip_suffix(".block").and_then(|name| name.replace('_', "/").parse().ok())
-            {
-                errors.extend(self.compare(block, &found).err());
+            } else if let Some(supply) = name.strip_suffix(STATE).and_then(Supply::from_file_stem) {
+                errors.extend(self.compare(&supply, &found).err());
             }
         }
         LinuxError::collected(errors)
@@ -203,97 +211,129 @@ impl Ledger {
         }
     }
 
-    /// Frees what the block's state counts as in use and no attachment has.
-    fn compare(&self, block: Prefix, found: &Attachments) -> Result<(), LinuxError> {
-        let mut state = self.state(block)?;
-        if reclaim(&mut state, found) { self.put_state(block, &state) } else { Ok(()) }
+    /// Frees what a state counts as in use and no attachment has.
+    fn compare(&self, supply: &Supply, found: &Attachments) -> Result<(), LinuxError> {
+        let mut state = self.state(supply)?;
+        if reclaim(&mut state, supply, found) { self.put_state(supply, &state) } else { Ok(()) }
     }
 
-    /// Whether an address of each family could be taken now; else why not. Takes no lock: the answer may be old as soon as it is
+    /// Whether the addresses of a demand could be taken now; else why not. Takes no lock: the answer may be old as soon as it is
     /// given, and states are replaced whole.
     ///
     /// # Errors
     /// [`ReserveError`].
-    pub fn has_room(&self, node: &NodeFile, quarantine: u32) -> Result<(), ReserveError> {
+    pub fn has_room(&self, demand: &Demand, quarantine: u32) -> Result<(), ReserveError> {
         let mut full = Vec::new();
-        for blocks in by_family(node)? {
-            let mut why = Vec::new();
-            for block in &blocks {
-                match self.take(&mut self.state(*block)?, quarantine) {
-                    Ok(_) => why.clear(),
-                    Err(error) => {
-                        why.push(error);
-                        continue;
-                    }
-                }
-                break;
+        for choice in &demand.choices {
+            match self.first_with_room(choice, demand, quarantine)? {
+                Ok(_) => {}
+                Err(why) => full.extend(why),
             }
-            full.extend(why);
         }
         if full.is_empty() { Ok(()) } else { Err(ReserveError::Exhausted(full)) }
     }
 
-    fn allocate(&self, node: &NodeFile, quarantine: u32) -> Result<Vec<IpNet>, ReserveError> {
-        let (mut taken, mut changed) = (Vec::new(), Vec::new());
-        for blocks in by_family(node)? {
-            let mut full = Vec::new();
-            let mut found = None;
-            for block in blocks {
-                let mut state = self.state(block)?;
-                match self.take(&mut state, quarantine) {
-                    Ok(addr) => {
-                        found = IpNet::new(addr, block.len()).ok();
-                        changed.push((block, state));
-                        break;
-                    }
-                    Err(error) => full.push(error),
-                }
-            }
-            taken.push(found.ok_or(ReserveError::Exhausted(full))?);
+    fn allocate(&self, demand: &Demand, network: &str, quarantine: u32) -> Result<Vec<PodAddress>, ReserveError> {
+        if let Some(addr) = demand.unmet().first() {
+            let ranges = demand.choices.iter().flatten().map(|offer| offer.supply.range.to_string());
+            let ranges: Vec<String> = ranges.collect();
+            let ranges = if ranges.is_empty() { "no range".to_owned() } else { ranges.join(", ") };
+            return Err(ReserveError::Outside { addr: *addr, ranges });
         }
-        // All families have one: only now anything is written.
-        for (block, state) in changed {
-            self.put_state(block, &state)?;
+        let (mut taken, mut changed) = (Vec::new(), Vec::new());
+        for choice in &demand.choices {
+            let (offer, state, addr) = match demand.wanted_of(choice) {
+                Some(addr) => self.claim(choice, addr)?,
+                None => self.first_with_room(choice, demand, quarantine)?.map_err(ReserveError::Exhausted)?,
+            };
+            let net = IpNet::new(addr, offer.supply.range.subnet().len());
+            let net = net.map_err(|_| ReserveError::Taken { addr, holder: None })?;
+            taken.push(PodAddress { net, gateway: offer.gateway, supply: Some(offer.supply.clone()) });
+            changed.push((&offer.supply, state));
+        }
+        for fixed in &demand.fixed {
+            let addr = fixed.net.addr();
+            if let Some(holder) = self.holder(addr, Some(network)) {
+                return Err(ReserveError::Taken { addr, holder: Some(Box::new(holder)) });
+            }
+            taken.push(fixed.clone());
+        }
+        // All of them are to be had: only now anything is written.
+        for (supply, state) in changed {
+            self.put_state(supply, &state)?;
         }
         Ok(taken)
     }
 
-    /// Takes an address of a block; of one that seems full only after a look at who has its addresses.
-    fn take(&self, state: &mut BlockState, quarantine: u32) -> Result<IpAddr, Exhausted> {
-        match state.allocate(now(), quarantine) {
-            Err(_) if reclaim(state, &self.run_dir.attachments()) => state.allocate(now(), quarantine),
-            taken => taken,
+    /// The address that is asked for, out of the offer that holds it.
+    fn claim<'a>(&self, choice: &'a [Offer], addr: IpAddr) -> Result<(&'a Offer, RangeState, IpAddr), ReserveError> {
+        for offer in choice.iter().filter(|offer| offer.supply.range.index_of(addr).is_some()) {
+            let mut state = self.state(&offer.supply)?;
+            let is_free = state.claim(addr)
+                || (reclaim(&mut state, &offer.supply, &self.run_dir.attachments()) && state.claim(addr));
+            if is_free && offer.gateway != Some(addr) {
+                return Ok((offer, state, addr));
+            }
         }
+        let network = choice.first().and_then(|offer| offer.supply.network.as_deref());
+        Err(ReserveError::Taken { addr, holder: self.holder(addr, network).map(Box::new) })
+    }
+
+    /// Who has an address: of a network, or (`None`) of any.
+    fn holder(&self, addr: IpAddr, network: Option<&str>) -> Option<Attachment> {
+        let mut all = self.run_dir.attachments().good.into_iter();
+        all.find(|there| network.is_none_or(|network| there.key.network == network) && there.ips().any(|ip| ip == addr))
+    }
+
+    /// An address of the first offer that has one; else why each has none. Of one that seems full only after a look at who has its
+    /// addresses.
+    fn first_with_room<'a>(
+        &self,
+        choice: &'a [Offer],
+        demand: &Demand,
+        quarantine: u32,
+    ) -> Result<Result<(&'a Offer, RangeState, IpAddr), Vec<Exhausted>>, LinuxError> {
+        let mut full = Vec::new();
+        for offer in choice {
+            let mut state = self.state(&offer.supply)?;
+            let how = Choice { now: now(), quarantine, avoid: &|addr| demand.is_kept(offer, addr) };
+            let taken = match state.allocate(how) {
+                Err(_) if reclaim(&mut state, &offer.supply, &self.run_dir.attachments()) => state.allocate(how),
+                taken => taken,
+            };
+            match taken {
+                Ok(addr) => return Ok(Ok((offer, state, addr))),
+                Err(error) => full.push(error),
+            }
+        }
+        Ok(Err(full))
     }
 
     /// Clears the kernel of an attachment, and then frees it.
     fn undo(&self, attachment: &Attachment) -> Result<(), LinuxError> {
-        veth::delete(attachment.host_side)?;
+        pod::remove(attachment)?;
         self.free(attachment)
     }
 
     /// The file goes first: if this process is killed between, the states count addresses as in use that nobody has, and the
     /// sweep finds them. The other way round they could be given twice.
     fn free(&self, attachment: &Attachment) -> Result<(), LinuxError> {
-        let states: Vec<(Prefix, BlockState)> = attachment
-            .addresses
-            .iter()
-            .filter_map(|net| {
-                let block = Prefix::holding(net.addr(), net.prefix_len());
-                match self.state(block) {
-                    Ok(mut state) => {
-                        state.release(net.addr(), now());
-                        Some(Ok((block, state)))
-                    }
-                    // There is no state to change: the one that is made some day does not count this address.
-                    Err(LinuxError::File { .. }) => None,
-                    Err(error) => Some(Err(error)),
+        let mut states: Vec<(&Supply, RangeState)> = Vec::new();
+        for address in &attachment.addresses {
+            let Some(supply) = &address.supply else { continue };
+            match self.state(supply) {
+                Ok(mut state) => {
+                    state.release(address.net.addr(), now());
+                    states.push((supply, state));
                 }
-            })
-            .collect::<Result<_, LinuxError>>()?;
+                // There is no state to change: the one that is made some day does not count this address.
+                Err(LinuxError::File { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         self.run_dir.remove_attachment(&attachment.key)?;
-        for (block, state) in states {
-            self.put_state(block, &state)?;
+        for (supply, state) in states {
+            self.put_state(supply, &state)?;
         }
         Ok(())
     }
@@ -302,12 +342,12 @@ impl Ledger {
         FileLock::acquire(&self.run_dir.ipam_dir().join("lock"), Instant::now() + PATIENCE)
     }
 
-    /// A block's state: as stored, or made from the attachments.
-    fn state(&self, block: Prefix) -> Result<BlockState, LinuxError> {
-        let path = self.state_file(block);
+    /// A range's state: as stored, or made from the attachments.
+    fn state(&self, supply: &Supply) -> Result<RangeState, LinuxError> {
+        let path = self.state_file(supply);
         match fs::read(&path) {
             Ok(bytes) => {
-                if let Some(state) = BlockState::decode(block, &bytes) {
+                if let Some(state) = RangeState::decode(supply.range, &bytes) {
                     return Ok(state);
                 }
             }
@@ -324,15 +364,15 @@ impl Ledger {
                 ),
             });
         }
-        Ok(BlockState::rebuilt(block, found.good.iter().flat_map(Attachment::ips), now()))
+        Ok(RangeState::rebuilt(supply.range, in_use(supply, &found), now()))
     }
 
-    fn put_state(&self, block: Prefix, state: &BlockState) -> Result<(), LinuxError> {
-        write_atomically(&self.state_file(block), &state.encode())
+    fn put_state(&self, supply: &Supply, state: &RangeState) -> Result<(), LinuxError> {
+        write_atomically(&self.state_file(supply), &state.encode())
     }
 
-    fn state_file(&self, block: Prefix) -> PathBuf {
-        self.run_dir.ipam_dir().join(format!("{}.block", block.to_string().replace('/', "_")))
+    fn state_file(&self, supply: &Supply) -> PathBuf {
+        self.run_dir.ipam_dir().join(format!("{}{STATE}", supply.file_stem()))
     }
 
     fn under_way_file(&self, key: &AttachmentKey) -> Result<PathBuf, LinuxError> {
@@ -343,24 +383,26 @@ impl Ledger {
 }
 
 /// Says whether something was found. While an attachment cannot be read, nobody knows which addresses are not in use.
-fn reclaim(state: &mut BlockState, found: &Attachments) -> bool {
-    found.unreadable.is_empty() && state.reclaim(found.good.iter().flat_map(Attachment::ips))
+fn reclaim(state: &mut RangeState, supply: &Supply, found: &Attachments) -> bool {
+    found.unreadable.is_empty() && state.reclaim(in_use(supply, found))
 }
 
-/// The node's blocks, a list a family.
-fn by_family(node: &NodeFile) -> Result<Vec<Vec<Prefix>>, ReserveError> {
-    let of = |family| node.blocks.iter().map(|block| block.cidr).filter(move |cidr| cidr.family() == family);
-    let families: Vec<Vec<Prefix>> = Family::ALL
-        .into_iter()
-        .map(|family| of(family).collect())
-        .filter(|blocks: &Vec<_>| !blocks.is_empty())
-        .collect();
-    if families.is_empty() { Err(ReserveError::NoBlock) } else { Ok(families) }
+/// The addresses that may be of a supply: a configuration may have changed the range's ends since they were given.
+fn in_use<'a>(supply: &'a Supply, found: &'a Attachments) -> impl Iterator<Item = IpAddr> + 'a {
+    let is_of_it = |address: &&PodAddress| address.supply.as_ref().is_some_and(|of| of.network == supply.network);
+    found.good.iter().flat_map(|there| &there.addresses).filter(is_of_it).map(|address| address.net.addr())
 }
 
-fn list(addresses: &[IpNet]) -> String {
-    let set: BTreeSet<String> = addresses.iter().map(|net| net.addr().to_string()).collect();
+fn list(addresses: &[PodAddress]) -> String {
+    let set: BTreeSet<String> = addresses.iter().map(|address| address.net.addr().to_string()).collect();
     set.into_iter().collect::<Vec<_>>().join(" and ")
+}
+
+fn who(holder: &Attachment) -> String {
+    match &holder.pod {
+        Some(pod) => format!("pod {pod} (attachment {})", holder.key),
+        None => format!("attachment {}", holder.key),
+    }
 }
 
 /// Seconds since boot.

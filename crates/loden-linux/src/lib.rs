@@ -6,10 +6,12 @@
 pub mod error;
 pub mod ledger;
 pub mod lock;
+pub mod macvlan;
 pub mod monitor;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod pod;
 pub mod rt;
 pub mod run_dir;
 pub mod sockopt;
@@ -19,6 +21,7 @@ pub mod underlay;
 pub mod veth;
 
 mod apply;
+mod bridge;
 mod index;
 mod observe;
 

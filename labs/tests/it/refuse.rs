@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use loden_core::kernel::link::{Link, LinkKind, Vxlan};
+use loden_core::kernel::link::{Link, LinkKind, Port, Vxlan};
 use loden_core::model::Vni;
 use loden_linux::rt::link;
 use loden_linux::spawn;
@@ -42,7 +42,13 @@ fn a_foreign_device_of_our_name_is_left_alone_and_named() {
             learning: true,
             gbp: false,
         });
-        link::create(w, name, &Link { kind, mtu: 1400, mac: None, up: true, master: None, group: 0 }, eth0, None);
+        link::create(
+            w,
+            name,
+            &Link { kind, mtu: 1400, mac: None, up: true, master: None, port: Port::default(), group: 0 },
+            eth0,
+            None,
+        );
     });
     let made = number(&lab, "host1", "flannel.1");
     agent.start(&lab.binaries().lodend, false).expect("it starts");

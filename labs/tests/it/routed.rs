@@ -38,7 +38,7 @@ fn what_the_host_holds_for_a_pod_is_repaired_and_named() {
     let lab = lab("routed-drift");
     let agent = lab.agent("host1").expect("an agent");
     let attachment = attachment(&lab);
-    let dev = attachment.host_side;
+    let dev = attachment.host_side.expect("a host's end");
     all_reach(&lab);
     let before = observe(&lab, &[dev]);
     let index = number(&lab, "host1", dev.as_str()).expect("a link");

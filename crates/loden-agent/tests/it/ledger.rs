@@ -5,25 +5,22 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use loden_agent::ledger::{Attached, follow};
-use loden_core::model::{Attach, Attachment, AttachmentKey};
+use loden_core::model::Attachment;
 use loden_linux::run_dir::RunDir;
 
 fn attachment(network: &str, container: &str) -> Attachment {
-    Attachment {
-        key: AttachmentKey {
-            network: network.to_owned(),
-            container: container.to_owned(),
-            ifname: "eth0".parse().expect("name"),
-        },
-        addresses: vec!["10.244.0.5/24".parse().expect("net")],
-        host_side: "veth0123456789a".parse().expect("name"),
-        attach: Attach::Bridge { bridge: "cni0".parse().expect("name") },
-        mac: "02:00:00:00:00:01".parse().expect("mac"),
-        mtu: 1450,
-        netns: "/run/netns/p".to_owned(),
-        pod: None,
-        complete: true,
-    }
+    let text = serde_json::json!({
+        "key": { "network": network, "container": container, "ifname": "eth0" },
+        "addresses": [{ "net": "10.244.0.5/24" }],
+        "hostSide": "veth0123456789a",
+        "attach": "bridge",
+        "bridge": "cni0",
+        "mac": "02:00:00:00:00:01",
+        "mtu": 1450,
+        "netns": "/run/netns/p",
+        "complete": true,
+    });
+    serde_json::from_value(text).expect("an attachment")
 }
 
 /// Waits for a delivery that is as expected; what is delivered before it is only on the way there.

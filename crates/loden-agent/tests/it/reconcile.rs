@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use loden_agent::reconcile::Reconciler;
 use loden_core::attach;
-use loden_core::kernel::link::{Link, LinkKind, Vxlan};
+use loden_core::kernel::link::{Link, LinkKind, Port, Vxlan};
 use loden_core::kernel::{Event, Key, Object, Sort};
-use loden_core::model::{Attach, Attachment, AttachmentKey, Mac, Record, Vni};
+use loden_core::model::{Attach, Attachment, AttachmentKey, Record, Vni};
 use loden_testkit::FakeKernel;
+use serde_json::json;
 
 use crate::cluster::{host_gw, listing, published, reconciler, settle, settled, vxlan};
 
@@ -199,20 +200,14 @@ fn a_host_without_pools_says_so_and_goes_on_when_there_are_pools_again() {
 fn routed_pod() -> (Attachment, Vec<(Key, Object)>) {
     let key =
         AttachmentKey { network: "n".to_owned(), container: "c".to_owned(), ifname: "eth0".parse().expect("name") };
-    let attach = Attach::Routed;
-    let attachment = Attachment {
-        host_side: attach::host_side(&key, attach),
-        key,
-        complete: true,
-        addresses: vec!["10.244.0.2/24".parse().expect("net"), "fd00::2/64".parse().expect("net")],
-        attach,
-        mac: Mac([2, 0, 0, 0, 0, 2]),
-        mtu: 1450,
-        netns: "/run/netns/c".to_owned(),
-        pod: None,
-    };
-    let link = attach::host_link(&attachment, attachment.mtu);
-    let mut objects = vec![(Key::Link(attachment.host_side), Object::Link(Box::new(link)))];
+    let addresses = ["10.244.0.2/24", "fd00::2/64"].map(|net| json!({ "net": net }));
+    let attachment = json!({
+        "key": key, "complete": true, "addresses": addresses, "hostSide": attach::host_side(&key, &Attach::Routed),
+        "attach": "routed", "mac": "02:00:00:00:00:02", "mtu": 1450, "netns": "/run/netns/c",
+    });
+    let attachment: Attachment = serde_json::from_value(attachment).expect("an attachment");
+    let (name, link) = attach::host_link(&attachment, None).expect("a host's end");
+    let mut objects = vec![(Key::Link(name), Object::Link(Box::new(link)))];
     objects.extend(attach::host_objects(&attachment).into_iter().map(|(key, object, _)| (key, object)));
     (attachment, objects)
 }
@@ -239,7 +234,7 @@ fn what_the_plugin_makes_for_a_routed_pod_stays_and_is_written_by_nobody_else() 
     assert_eq!(agent.kernel().writes, [(Sort::Route, 1)].into(), "the way to the gateway that the proxy answers for");
     // DEL: the plugin parks the link, and what is on it goes with it.
     agent.kernel().writes.clear();
-    agent.kernel().drift(&Key::Link(attachment.host_side));
+    agent.kernel().drift(&Key::Link(attachment.host_side.expect("a name")));
     objects.iter().for_each(|(key, _)| agent.kernel().drift(key));
     agent.attachments([].into());
     settle(&mut agent);
@@ -258,7 +253,15 @@ fn a_foreign_device_of_our_name_is_left_and_the_rest_goes_on() {
         learning: true,
         gbp: false,
     });
-    let foreign = Object::Link(Box::new(Link { kind, mtu: 1400, mac: None, up: true, master: None, group: 0 }));
+    let foreign = Object::Link(Box::new(Link {
+        kind,
+        mtu: 1400,
+        mac: None,
+        up: true,
+        master: None,
+        port: Port::default(),
+        group: 0,
+    }));
     kernel.objects.insert(Key::Link(name), foreign.clone());
     let mut agent = reconciler(kernel);
     agent.listing(&listing(2, &vxlan()));

@@ -25,7 +25,8 @@ pub fn run(run_dir: &Path, output: Output) -> Result<u8, CliError> {
         &["ADDRESS", "POD", "HOST SIDE", "ATTACHMENT"],
         ipam.addresses.iter().map(|a| {
             let pod = a.pod.clone().unwrap_or_else(|| "-".to_owned());
-            vec![a.address.to_string(), pod, a.host_side.clone(), a.attachment.clone()]
+            let host_side = a.host_side.clone().unwrap_or_else(|| "-".to_owned());
+            vec![a.address.to_string(), pod, host_side, a.attachment.clone()]
         }),
     );
     render::text(&text).map(|()| 0)

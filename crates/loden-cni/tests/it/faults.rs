@@ -1,6 +1,6 @@
 //! Hostile input, and the plugin killed at every step.
 
-use loden_core::cni::{AttachKind, NodeFile};
+use loden_core::cni::{self, Environment, HostFacts, NetConf, Verb};
 use loden_core::model::AttachmentKey;
 use loden_linux::ledger::Ledger;
 use serde_json::{Value, json};
@@ -108,7 +108,7 @@ fn torn_files_keep_no_pod_from_going_and_give_no_address_twice() {
     assert_eq!(result["ips"][0]["address"], "10.1.0.4/24");
     host.call("DEL", "c", &json!({})).expect("detached");
     // Now nothing says which address is a's.
-    std::fs::write(host.run_dir().ipam_dir().join("10.1.0.0_24.block"), "").expect("torn");
+    std::fs::write(host.run_dir().ipam_dir().join("10.1.0.0_24.range"), "").expect("torn");
     let (_, text) = host.call("ADD", "c", &json!({})).expect_err("it could be a's address");
     assert!(text.contains("a:eth0.json") && text.contains("DEL that attachment"), "{text}");
     host.call("DEL", "b", &json!({})).expect("detached");
@@ -123,10 +123,14 @@ fn an_add_does_not_outlive_the_del_that_came_meanwhile() {
     let host = Host::new(&["10.1.0.0/24"]);
     let ledger = Ledger::new(host.run_dir());
     let node = std::fs::read(host.run_dir().node_file()).expect("node.json");
-    let node: NodeFile = serde_json::from_slice(&node).expect("node.json");
+    let facts = HostFacts { node: serde_json::from_slice(&node).expect("node.json"), master: None };
+    let conf = NetConf::parse(host.conf("1.1.0", &json!({})).as_bytes(), Verb::Add).expect("a configuration");
+    let variables = |name: &str| (name == "CNI_COMMAND").then(|| "VERSION".to_owned());
+    let environment = Environment::read(variables).expect("variables");
     let (container, ifname) = ("a".to_owned(), "eth0".parse().expect("a name"));
     let key = AttachmentKey { network: "net".to_owned(), container, ifname };
-    let mut reservation = ledger.reserve(&key, AttachKind::Bridge, &node, 0, "/run/netns/a", None).expect("reserved");
+    let draft = cni::draft(key, &conf.make.expect("ADD makes"), &environment, &facts).expect("a draft");
+    let mut reservation = ledger.reserve(&draft, 0).expect("reserved");
     host.call("DEL", "a", &json!({})).expect("detached");
     let error = ledger.complete(&mut reservation).expect_err("its addresses are free");
     assert!(error.to_string().contains("removed by a DEL"), "{error}");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use loden_core::kernel::link::{Bridge, Link, LinkKind};
+use loden_core::kernel::link::{Bridge, Link, LinkKind, Port};
 use loden_core::kernel::{LINK_GROUP, PROTOCOL};
 use loden_core::model::{AttachmentKey, Family};
 use loden_linux::netlink::{Protocol, Socket, Writer};
@@ -202,6 +202,7 @@ fn make_bridge() {
         mac: None,
         up: true,
         master: None,
+        port: Port::default(),
         group: LINK_GROUP,
     };
     let mut w = Writer::default();

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::{Backend, Context, host_gw, mtu_inside};
 use crate::config::ConfigError;
 use crate::desired::Wishes;
-use crate::kernel::link::{Link, LinkKind, Vxlan};
+use crate::kernel::link::{Link, LinkKind, Port, Vxlan};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
 use crate::model::{BackendConfig, Block, Family, IfName, Mac, Node, Prefix, Receive, Vni, VxlanConfig};
 use crate::view::View;
@@ -53,6 +53,7 @@ impl Backend for VxlanConfig {
                 mac: Some(self.vtep_mac(cx, underlay)),
                 up: true,
                 master: None,
+                port: Port::default(),
                 group: LINK_GROUP,
             };
             out.want(Key::Link(dev), Object::Link(Box::new(link)), "VTEP device");

@@ -1,39 +1,59 @@
-//! The network configuration on standard input. Keys match without regard to case, as the reference library's do.
+//! The network configuration on standard input, as far as this plugin heeds it.
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
+mod attach;
+mod ipam;
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::keys::Keys;
 use super::{CniError, Code, Success, Verb, Version};
-use crate::model::{IfName, PLAIN_NAME, is_plain_name};
+use crate::model::{IfName, Mac, PLAIN_NAME, is_plain_name};
 
-/// The ways in which pods are attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AttachKind {
-    /// By a port of the node's bridge.
-    Bridge,
-    /// Without a bridge: the host routes each packet.
-    Routed,
-}
+pub use attach::{AttachConf, BridgeConf, MacvlanConf};
+pub use ipam::{IpamConf, IpamSource};
 
-/// The configuration, as far as this plugin heeds it. What it does not know is left alone: the specification has other plugins'
-/// keys in the same object.
+/// Kubernetes annotations of a pod, where the runtime passes them on: addresses that it asks for, and its Ethernet address.
+const IPS_ANNOTATION: &str = "loden.dev/ips";
+const MAC_ANNOTATION: &str = "loden.dev/mac";
+
+/// The configuration. What it does not know is left alone: the specification has other plugins' keys in the same object.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetConf {
     /// Its version.
     pub version: Version,
     /// The network's name; only VERSION comes without one.
     pub name: Option<String>,
-    /// `attach`: how pods are attached; default `bridge`.
-    pub attach: AttachKind,
     /// `runDir`: where the agent's files are; default `/run/loden`.
     pub run_dir: String,
     /// `quarantineSeconds`: how long a freed address rests before it is given again; default 30.
     pub quarantine: u32,
+    /// What an ADD makes; the other verbs do not ask.
+    pub make: Option<MakeConf>,
     /// What the plugins before this one, or the ADD, came to.
     pub previous: Option<Success>,
     /// GC: the attachments that are to stay; `None` when the runtime did not say (which does not mean that none is).
     pub valid: Option<Vec<(String, IfName)>>,
+}
+
+/// What an ADD is to make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MakeConf {
+    /// `attach` and its keys: how pods are attached; default by the node's bridge.
+    pub attach: AttachConf,
+    /// `ipam`: where addresses come from; default the node's blocks, with macvlan nowhere.
+    pub ipam: IpamConf,
+    /// `mtu`, in bytes; default: what the node or the master has.
+    pub mtu: Option<u32>,
+    /// The Ethernet address that is asked for: `mac`, `args.cni.mac`, the pod's annotation, `runtimeConfig.mac`; the last of
+    /// them that is there.
+    pub mac: Option<Mac>,
+    /// The addresses that are asked for, by all of `args.cni.ips`, the pod's annotation and `runtimeConfig.ips`.
+    pub ips: Vec<IpAddr>,
+    /// `dns`, or what the runtime says instead, in the result's form.
+    pub dns: Option<Value>,
 }
 
 impl NetConf {
@@ -41,7 +61,7 @@ impl NetConf {
     /// of the configuration since it came.
     ///
     /// # Errors
-    /// Code 6 when it is no JSON, 1 for a version that is not spoken, 7 for values that do not do.
+    /// Code 6 when it is no JSON, 1 for a version that is not spoken, 2 for what is not supported, 7 for values that do not do.
     pub fn parse(bytes: &[u8], verb: Verb) -> Result<Self, CniError> {
         let decode = |error: &dyn std::fmt::Display| {
             CniError::new(Code::Decode, "the configuration on standard input is no JSON object").with(error.to_string())
@@ -49,70 +69,128 @@ impl NetConf {
         let Value::Object(map) = serde_json::from_slice(bytes).map_err(|error| decode(&error))? else {
             return Err(decode(&"it is another JSON value"));
         };
-        let keys = Keys(map);
+        let keys = Keys::new(&map);
         let get_for = |verbs: &[Verb], key: &str| keys.get(key).filter(|_| verbs.contains(&verb));
-        let invalid = |message: String| CniError::new(Code::InvalidConfig, message);
-        let text = |key: &str| match keys.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(invalid(format!("`{key}` is {other}: a text was meant"))),
-        };
-        let version =
-            text("cniVersion")?.filter(|v| !v.is_empty()).map_or(Ok(Version::V0_1_0), |v| Version::parse(&v))?;
-        let name = text("name")?;
+        let version = keys.text("cniVersion")?.map_or(Ok(Version::V0_1_0), Version::parse)?;
+        let name = keys.text("name")?.map(str::to_owned);
         if let Some(name) = name.as_ref().filter(|name| !is_plain_name(name)) {
-            return Err(invalid(format!("the network's name {name:?} is not valid: {PLAIN_NAME}")));
+            return Err(CniError::new(
+                Code::InvalidConfig,
+                format!("the network's name {name:?} is not valid: {PLAIN_NAME}"),
+            ));
         }
-        let attach = match get_for(&[Verb::Add, Verb::Check, Verb::Status], "attach") {
-            None => AttachKind::Bridge,
-            Some(value) => AttachKind::deserialize(value)
-                .map_err(|_| invalid(format!("`attach` is {value}: \"bridge\" or \"routed\" was meant")))?,
-        };
-        let quarantine = match get_for(&[Verb::Add, Verb::Status], "quarantineSeconds") {
-            None => 30,
-            Some(value) => value
-                .as_u64()
-                .and_then(|n| u32::try_from(n).ok())
-                .ok_or_else(|| invalid(format!("`quarantineSeconds` is {value}: a whole number was meant")))?,
-        };
+        let is_making = matches!(verb, Verb::Add | Verb::Status);
+        let quarantine = if is_making { keys.number("quarantineSeconds")? } else { None };
         let previous = get_for(&[Verb::Add, Verb::Check], "prevResult");
-        let previous = previous.map(|value| Success::parse(value, version)).transpose()?;
-        let valid = get_for(&[Verb::Gc], "cni.dev/valid-attachments").map(parse_valid).transpose()?;
-        let run_dir = text("runDir")?.unwrap_or_else(|| "/run/loden".to_owned());
-        Ok(Self { version, name, attach, run_dir, quarantine, previous, valid })
-    }
-}
-
-/// An object whose keys match without regard to case; an exact match goes first. A null is no value.
-struct Keys(Map<String, Value>);
-
-impl Keys {
-    fn get(&self, key: &str) -> Option<&Value> {
-        let loose = || self.0.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value);
-        self.0.get(key).or_else(loose).filter(|value| !value.is_null())
-    }
-}
-
-fn parse_valid(value: &Value) -> Result<Vec<(String, IfName)>, CniError> {
-    let wrong = || {
-        CniError::new(
-            Code::InvalidConfig,
-            format!(
-                "`cni.dev/valid-attachments` is {value}: a list of objects with \
-                                                    containerID and ifname was meant"
-            ),
-        )
-    };
-    let items = value.as_array().ok_or_else(wrong)?;
-    items
-        .iter()
-        .map(|item| {
-            let keys = Keys(item.as_object().ok_or_else(wrong)?.clone());
-            let text = |key| keys.get(key).and_then(Value::as_str).ok_or_else(wrong);
-            let ifname = text("ifname")?.parse().map_err(|_| wrong())?;
-            Ok((text("containerID")?.to_owned(), ifname))
+        let valid = get_for(&[Verb::Gc], "cni.dev/valid-attachments").map(|_| parse_valid(&keys)).transpose()?;
+        Ok(Self {
+            version,
+            name,
+            run_dir: keys.text("runDir")?.unwrap_or("/run/loden").to_owned(),
+            quarantine: quarantine.unwrap_or(30),
+            make: is_making.then(|| MakeConf::parse(&keys)).transpose()?,
+            previous: previous.map(|value| Success::parse(value, version)).transpose()?,
+            valid,
         })
-        .collect()
+    }
+}
+
+impl MakeConf {
+    fn parse(keys: &Keys<'_>) -> Result<Self, CniError> {
+        let attach = AttachConf::parse(keys)?;
+        let usual = match attach {
+            AttachConf::Macvlan(_) => IpamSource::Nowhere,
+            AttachConf::Bridge(_) | AttachConf::Routed => IpamSource::Node,
+        };
+        let asked = Asked::parse(keys)?;
+        let mac = keys.parsed("mac", "an Ethernet address")?;
+        Ok(Self {
+            attach,
+            ipam: IpamConf::parse(keys, usual)?,
+            mtu: keys.number("mtu")?.filter(|mtu| *mtu > 0),
+            mac: asked.mac.or(mac),
+            ips: asked.ips,
+            dns: asked.dns.or_else(|| keys.get("dns").cloned()),
+        })
+    }
+
+    /// Whether it takes what the agent tells of the node.
+    #[must_use]
+    pub fn needs_node(&self) -> bool {
+        let is_node_bridge = matches!(&self.attach, AttachConf::Bridge(conf) if conf.bridge.is_none());
+        self.ipam.source == IpamSource::Node || is_node_bridge || self.attach == AttachConf::Routed
+    }
+}
+
+/// What the runtime asks for, pod by pod.
+#[derive(Debug, Default)]
+struct Asked {
+    mac: Option<Mac>,
+    ips: Vec<IpAddr>,
+    dns: Option<Value>,
+}
+
+impl Asked {
+    fn parse(keys: &Keys<'_>) -> Result<Self, CniError> {
+        let mut asked = Self::default();
+        let args = keys.object("args")?.map(|args| args.object("cni")).transpose()?.flatten();
+        let runtime = keys.object("runtimeConfig")?;
+        let annotations = runtime.as_ref().map(|all| all.object("io.kubernetes.cri.pod-annotations")).transpose()?;
+        if let Some(args) = &args {
+            asked.take(args, "mac", &args.all_parsed("ips", "addresses")?)?;
+        }
+        if let Some(annotations) = annotations.flatten() {
+            let texts = annotations.text(IPS_ANNOTATION)?.unwrap_or_default();
+            let texts = texts.split([',', ' ', '[', ']', '"']).filter(|text| !text.is_empty());
+            asked.take(&annotations, MAC_ANNOTATION, &texts.map(str::to_owned).collect::<Vec<_>>())?;
+        }
+        if let Some(runtime) = &runtime {
+            asked.take(runtime, "mac", &runtime.all_parsed("ips", "addresses")?)?;
+            asked.dns = runtime.object("dns")?.map(|dns| dns_result(&dns)).transpose()?;
+        }
+        Ok(asked)
+    }
+
+    fn take(&mut self, keys: &Keys<'_>, mac: &str, ips: &[String]) -> Result<(), CniError> {
+        self.mac = keys.parsed(mac, "an Ethernet address")?.or(self.mac);
+        for text in ips {
+            let addr = parse_ip(text).ok_or_else(|| {
+                CniError::new(Code::InvalidConfig, format!("{text:?} is asked for as an address and is none"))
+            })?;
+            if !self.ips.contains(&addr) {
+                self.ips.push(addr);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An address, with or without a length.
+#[must_use]
+pub fn parse_ip(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().or_else(|| text.parse::<IpNet>().ok().map(|net| net.addr()))
+}
+
+/// The capability's `dns` has other names than the result's.
+fn dns_result(keys: &Keys<'_>) -> Result<Value, CniError> {
+    let mut dns = serde_json::Map::new();
+    for (theirs, ours) in [("servers", "nameservers"), ("searches", "search"), ("options", "options")] {
+        let texts: Vec<String> = keys.all_parsed(theirs, "texts")?;
+        if !texts.is_empty() {
+            dns.insert(ours.to_owned(), texts.into());
+        }
+    }
+    Ok(Value::Object(dns))
+}
+
+fn parse_valid(keys: &Keys<'_>) -> Result<Vec<(String, IfName)>, CniError> {
+    let key = "cni.dev/valid-attachments";
+    let one = |item: &Keys<'_>| {
+        let container = item.text("containerID")?.ok_or_else(|| item.wrong("containerID", "a container's ID"))?;
+        let ifname = item.parsed("ifname", "an interface's name")?;
+        Ok((container.to_owned(), ifname.ok_or_else(|| item.wrong("ifname", "an interface's name"))?))
+    };
+    keys.objects(key)?.iter().map(one).collect()
 }
 
 #[cfg(test)]
@@ -149,7 +227,7 @@ mod tests {
     #[test]
     fn what_a_verb_does_not_need_does_not_stop_it() {
         for (key, value, needed) in [
-            ("attach", r#""macvlan9""#, [true, false, true, false, true]),
+            ("attach", r#""macvlan9""#, [true, false, false, false, true]),
             ("quarantineSeconds", r#""soon""#, [true, false, false, false, true]),
             ("prevResult", r#"{"cniVersion":"9.9.9"}"#, [true, false, true, false, false]),
             ("cni.dev/valid-attachments", "5", [false, false, false, true, false]),

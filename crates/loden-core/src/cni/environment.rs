@@ -85,11 +85,36 @@ impl Environment {
         })
     }
 
+    /// The value of a key of `CNI_ARGS`.
+    #[must_use]
+    pub fn arg(&self, name: &str) -> Option<&str> {
+        self.args.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether `CNI_ARGS` has only keys that are known; a runtime that sends others says `IgnoreUnknown=1`.
+    ///
+    /// # Errors
+    /// Code 4, naming the keys.
+    pub fn check_args(&self) -> Result<(), CniError> {
+        if matches!(self.arg("IgnoreUnknown"), Some("1" | "true" | "TRUE" | "True")) {
+            return Ok(());
+        }
+        let is_known =
+            |key: &str| ["IP", "MAC", "GATEWAY", "IgnoreUnknown"].contains(&key) || key.starts_with("K8S_POD_");
+        let unknown: Vec<_> = self.args.iter().map(|(key, _)| key.as_str()).filter(|key| !is_known(key)).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        Err(CniError::new(
+            Code::InvalidEnvironment,
+            format!("CNI_ARGS has keys that are not known: {}; IgnoreUnknown=1 lets them pass", unknown.join(", ")),
+        ))
+    }
+
     /// The pod's namespace and name, where the runtime gives them.
     #[must_use]
     pub fn pod(&self) -> Option<String> {
-        let find = |name| self.args.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        match (find("K8S_POD_NAMESPACE"), find("K8S_POD_NAME")) {
+        match (self.arg("K8S_POD_NAMESPACE"), self.arg("K8S_POD_NAME")) {
             (Some(namespace), Some(name)) => Some(format!("{namespace}/{name}")),
             (None, Some(name)) => Some(name.to_owned()),
             _ => None,

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::{CniError, Code, Version};
-use crate::attach::{self, PodRoute, ROUTED_HOST_MAC};
+use crate::attach::{self, ROUTED_HOST_MAC};
 use crate::model::{Attach, Attachment, IfName, Mac};
 
 /// What an ADD came to.
@@ -58,12 +58,14 @@ pub struct Route {
 impl Success {
     /// The result of an attachment.
     #[must_use]
-    pub fn of(attachment: &Attachment, routes: &[PodRoute]) -> Self {
+    pub fn of(attachment: &Attachment, dns: Option<Value>) -> Self {
         let on_host =
             |name: IfName, mac| Interface { name: name.to_string(), mac, mtu: Some(attachment.mtu), sandbox: None };
-        let mut interfaces = match attachment.attach {
-            Attach::Bridge { bridge } => vec![on_host(bridge, None), on_host(attachment.host_side, None)],
-            Attach::Routed => vec![on_host(attachment.host_side, Some(ROUTED_HOST_MAC))],
+        let host_side = |mac| attachment.host_side.map(|name| on_host(name, mac));
+        let mut interfaces: Vec<Interface> = match &attachment.attach {
+            Attach::Bridge(port) => [Some(on_host(port.bridge, None)), host_side(None)].into_iter().flatten().collect(),
+            Attach::Routed => host_side(Some(ROUTED_HOST_MAC)).into_iter().collect(),
+            Attach::Macvlan(_) => Vec::new(),
         };
         let pod = Interface {
             name: attachment.key.ifname.to_string(),
@@ -73,16 +75,13 @@ impl Success {
         };
         let place = interfaces.len();
         interfaces.push(pod);
-        let gateway = |net: &IpNet| {
-            let is_of_family = |gateway: &IpAddr| gateway.is_ipv4() == net.addr().is_ipv4();
-            routes.iter().filter_map(|route| route.gateway).find(is_of_family)
-        };
-        let ip = |net: IpNet| IpConfig { address: net, gateway: gateway(&net), interface: Some(place) };
+        let gateways = attachment.addresses.iter().map(|address| address.gateway);
+        let ip = |(net, gateway)| IpConfig { address: net, gateway, interface: Some(place) };
         Self {
             interfaces,
-            ips: attach::pod_nets(attachment).into_iter().map(ip).collect(),
-            routes: routes.iter().map(|r| Route { dst: r.prefix.ipnet(), gw: r.gateway }).collect(),
-            dns: None,
+            ips: attach::pod_nets(attachment).into_iter().zip(gateways).map(ip).collect(),
+            routes: attachment.routes.iter().map(|r| Route { dst: r.prefix.ipnet(), gw: r.gateway }).collect(),
+            dns,
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{Source, Wishes};
 use crate::attach;
 use crate::backend::{Context, describe, reach};
-use crate::kernel::link::{Bridge, Link, LinkKind};
+use crate::kernel::link::{Bridge, Link, LinkKind, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
 use crate::masquerade;
 use crate::model::{Attach, AttachmentKey, Block, Family, Mac, NodeName, Pool, Prefix, Receive, Vni};
@@ -135,6 +135,7 @@ fn bridge(view: &View, mtu: u32, out: &mut Wishes) {
         mac: Some(mac),
         up: true,
         master: None,
+        port: Port::default(),
         group: LINK_GROUP,
     };
     out.want(Key::Link(dev), Object::Link(Box::new(link)), "bridge for pods");
@@ -235,8 +236,9 @@ pub(super) fn attachment(view: &View, key: &AttachmentKey) -> Wishes {
     let Some(attachment) = view.attachments.get(key).filter(|attachment| attachment.complete) else {
         return out;
     };
-    let link = attach::host_link(attachment, mtu_pod(view).unwrap_or(attachment.mtu));
-    out.want(Key::Link(attachment.host_side), Object::Link(Box::new(link)), "host's end");
+    if let Some((dev, link)) = attach::host_link(attachment, mtu_pod(view).ok()) {
+        out.want(Key::Link(dev), Object::Link(Box::new(link)), "host's end");
+    }
     for (key, object, role) in attach::host_objects(attachment) {
         out.want(key, object, role);
     }

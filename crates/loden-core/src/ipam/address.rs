@@ -1,26 +1,26 @@
-//! Which address of a block: never used ones first (while few others wait), then the one that has been idle longest, none in
+//! Which address of a range: never used ones first (while few others wait), then the one that has been idle longest, none in
 //! quarantine.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 
-use super::{FIRST_INDEX, capacity, last_index};
-use crate::model::Prefix;
+use super::Range;
 
 /// Marks the form of the stored state.
-const MAGIC: [u8; 4] = *b"LDB1";
+const MAGIC: [u8; 4] = *b"LDB2";
 
 /// From this many freed addresses on, the one that has waited longest goes before one that was never used: the state is read
 /// and written at each ADD and DEL, and an IPv6 block would let it grow to half a megabyte over a node's life.
 const LONG_QUEUE: usize = 1024;
 
-/// What is known of a block's addresses: those below `fresh` have been used, and those of them that are free again wait in
-/// the order in which they were freed.
+/// What is known of a range's addresses: those below `fresh` have been used, and those of them that are free again wait in
+/// the order in which they were freed. Above it only those `ahead` are in use: somebody asked for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlockState {
-    block: Prefix,
+pub struct RangeState {
+    range: Range,
     fresh: u32,
     freed: VecDeque<Freed>,
+    ahead: BTreeSet<u32>,
 }
 
 /// A freed address.
@@ -34,136 +34,179 @@ struct Freed {
 /// Why there is no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "block {block} has no free address: {in_use} of {capacity} are in use and {quarantined} were freed less than \
-     {quarantine} s ago"
+    "{} {range} has no free address: {in_use} of {capacity} are in use and {quarantined} were freed less than \
+     {quarantine} s ago", if range.to_string().contains(' ') { "range" } else { "block" }
 )]
 pub struct Exhausted {
-    /// Which block.
-    pub block: Prefix,
+    /// Which range.
+    pub range: Range,
     /// Addresses that pods have.
-    pub in_use: u64,
+    pub in_use: u32,
     /// Addresses that are still in quarantine.
-    pub quarantined: u64,
+    pub quarantined: u32,
     /// Addresses that pods can have.
-    pub capacity: u64,
+    pub capacity: u32,
     /// How long a freed address rests, in seconds.
     pub quarantine: u32,
 }
 
-impl BlockState {
-    /// A block that nobody has used yet.
+/// How an address is chosen.
+#[derive(Clone, Copy)]
+pub struct Choice<'a> {
+    /// Seconds since boot.
+    pub now: u32,
+    /// How long a freed address rests, in seconds.
+    pub quarantine: u32,
+    /// Addresses that are given to nobody unless asked for: the gateway, and what is reserved.
+    pub avoid: &'a dyn Fn(IpAddr) -> bool,
+}
+
+impl RangeState {
+    /// A range that nobody has used yet.
     #[must_use]
-    pub fn new(block: Prefix) -> Self {
-        Self { block, fresh: FIRST_INDEX, freed: VecDeque::new() }
+    pub fn new(range: Range) -> Self {
+        Self { range, fresh: 0, freed: VecDeque::new(), ahead: BTreeSet::new() }
     }
 
     /// The state that follows from the addresses in use: for when the stored one cannot be read. What is free below the
     /// highest is taken to have been freed now.
     #[must_use]
-    pub fn rebuilt(block: Prefix, in_use: impl Iterator<Item = IpAddr>, now: u32) -> Self {
-        let used: BTreeSet<u32> = in_use.filter_map(|addr| Self::new(block).index(addr)).collect();
-        let fresh = used.last().map_or(FIRST_INDEX, |last| last.saturating_add(1).max(FIRST_INDEX));
-        let freed = (FIRST_INDEX..fresh).filter(|index| !used.contains(index)).map(|index| Freed { index, at: now });
-        Self { block, fresh, freed: freed.collect() }
+    pub fn rebuilt(range: Range, in_use: impl Iterator<Item = IpAddr>, now: u32) -> Self {
+        let used: BTreeSet<u32> = in_use.filter_map(|addr| range.index_of(addr)).collect();
+        let fresh = used.last().map_or(0, |last| last + 1);
+        // One far ahead was asked for: those before it were not all used.
+        if used.len() < fresh as usize / 2 && used.last().is_some_and(|last| *last as usize > LONG_QUEUE) {
+            return Self { ahead: used, ..Self::new(range) };
+        }
+        let freed = (0..fresh).filter(|index| !used.contains(index)).map(|index| Freed { index, at: now });
+        Self { range, fresh, freed: freed.collect(), ahead: BTreeSet::new() }
     }
 
     /// Frees what counts as in use and is not among `in_use`; says whether there was such. Such an address has rested: it was
     /// never given to a pod, or its pod was detached before its process was killed.
     pub fn reclaim(&mut self, in_use: impl Iterator<Item = IpAddr>) -> bool {
-        let mut known: BTreeSet<u32> = in_use.filter_map(|addr| self.index(addr)).collect();
-        known.extend(self.freed.iter().map(|freed| freed.index));
-        let lost: Vec<u32> = (FIRST_INDEX..self.fresh).filter(|index| !known.contains(index)).collect();
+        let used: BTreeSet<u32> = in_use.filter_map(|addr| self.range.index_of(addr)).collect();
+        let before = self.ahead.len();
+        self.ahead.retain(|index| used.contains(index));
+        let waiting: BTreeSet<u32> = self.freed.iter().map(|freed| freed.index).collect();
+        let is_lost = |index: &u32| !used.contains(index) && !waiting.contains(index);
+        let lost: Vec<u32> = (0..self.fresh).filter(is_lost).collect();
         lost.iter().for_each(|index| self.freed.push_front(Freed { index: *index, at: 0 }));
-        !lost.is_empty()
+        !lost.is_empty() || self.ahead.len() != before
     }
 
-    /// Takes an address. `now` is in seconds since boot; a freed address rests for `quarantine` seconds.
+    /// Takes an address.
     ///
     /// # Errors
     /// [`Exhausted`].
-    pub fn allocate(&mut self, now: u32, quarantine: u32) -> Result<IpAddr, Exhausted> {
-        let has_rested = |freed: &Freed| freed.at > now || now - freed.at >= quarantine;
-        let is_long = self.freed.len() >= LONG_QUEUE && self.freed.front().is_some_and(has_rested);
-        let index = if u64::from(self.fresh) <= last_index(self.block) && !is_long {
-            self.fresh += 1;
-            self.fresh - 1
-        } else if let Some(freed) = self.freed.front().copied().filter(has_rested) {
-            self.freed.pop_front();
-            freed.index
-        } else {
-            return Err(Exhausted {
-                block: self.block,
-                in_use: self.in_use(),
-                quarantined: self.freed.len() as u64,
-                capacity: capacity(self.block),
-                quarantine,
-            });
+    pub fn allocate(&mut self, choice: Choice<'_>) -> Result<IpAddr, Exhausted> {
+        let is_avoided = |index: u32| self.range.nth(index).is_none_or(choice.avoid);
+        let rested = |freed: &Freed| {
+            (freed.at > choice.now || choice.now - freed.at >= choice.quarantine) && !is_avoided(freed.index)
         };
-        // The index lies inside the block, or it would not have been handed out.
-        Ok(self.block.nth(index.into()).unwrap_or_else(|| self.block.network()))
+        let first_rested = self.freed.iter().position(rested);
+        let next_fresh = (self.fresh..self.range.size()).find(|n| !self.ahead.contains(n) && !is_avoided(*n));
+        let index = match (next_fresh, first_rested) {
+            (Some(index), place) if self.freed.len() < LONG_QUEUE || place.is_none() => {
+                self.open_up_to(index);
+                index
+            }
+            (_, Some(place)) => self.freed.remove(place).map_or(0, |freed| freed.index),
+            (_, None) => return Err(self.exhausted(choice)),
+        };
+        // The index lies inside the range, or it would not have been handed out.
+        Ok(self.range.nth(index).unwrap_or_else(|| self.range.subnet().network()))
+    }
+
+    /// Takes the address that is asked for, though it be in quarantine: whoever asks means this one. Says whether it was free;
+    /// one outside the range is not.
+    pub fn claim(&mut self, addr: IpAddr) -> bool {
+        let Some(index) = self.range.index_of(addr) else { return false };
+        if index >= self.fresh {
+            return self.ahead.insert(index);
+        }
+        let place = self.freed.iter().position(|freed| freed.index == index);
+        place.and_then(|place| self.freed.remove(place)).is_some()
     }
 
     /// Gives an address back. One that is not in use is left as it is.
     pub fn release(&mut self, addr: IpAddr, now: u32) {
-        let index = self.index(addr);
-        if let Some(index) = index.filter(|index| (FIRST_INDEX..self.fresh).contains(index))
-            && !self.freed.iter().any(|freed| freed.index == index)
-        {
+        let Some(index) = self.range.index_of(addr) else { return };
+        if index >= self.fresh {
+            self.ahead.remove(&index);
+        } else if !self.freed.iter().any(|freed| freed.index == index) {
             self.freed.push_back(Freed { index, at: now });
         }
     }
 
-    /// Its distance from the network's own address, when it is one that pods can have.
-    fn index(&self, addr: IpAddr) -> Option<u32> {
-        let index = self.block.index_of(addr).and_then(|index| u32::try_from(index).ok())?;
-        (index >= FIRST_INDEX && u64::from(index) <= last_index(self.block)).then_some(index)
+    /// Moves the border of what was used behind an index. What is passed over was never used and waits as if it had rested.
+    fn open_up_to(&mut self, index: u32) {
+        for passed in self.fresh..index {
+            if !self.ahead.remove(&passed) {
+                self.freed.push_back(Freed { index: passed, at: 0 });
+            }
+        }
+        self.fresh = index + 1;
+    }
+
+    fn exhausted(&self, choice: Choice<'_>) -> Exhausted {
+        let is_avoided = |index: u32| self.range.nth(index).is_none_or(choice.avoid);
+        let avoided = (0..self.range.size()).filter(|index| is_avoided(*index));
+        let free = self.freed.iter().filter(|freed| !is_avoided(freed.index));
+        Exhausted {
+            range: self.range,
+            in_use: self.in_use(),
+            quarantined: u32::try_from(free.count()).unwrap_or(u32::MAX),
+            capacity: self.range.size() - u32::try_from(avoided.count()).unwrap_or(0),
+            quarantine: choice.quarantine,
+        }
     }
 
     /// Addresses in use.
     #[must_use]
-    pub fn in_use(&self) -> u64 {
-        u64::from(self.fresh - FIRST_INDEX).saturating_sub(self.freed.len() as u64)
+    pub fn in_use(&self) -> u32 {
+        let count = (self.fresh as usize + self.ahead.len()).saturating_sub(self.freed.len());
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
-    /// Whether an address could be taken now.
-    #[must_use]
-    pub fn has_free(&self, now: u32, quarantine: u32) -> bool {
-        self.clone().allocate(now, quarantine).is_ok()
-    }
-
-    /// The stored form: a mark, the block's length, numbers in little-endian order, and a sum at the end.
+    /// The stored form: a mark, the border, how many wait, those, those ahead, and a sum; numbers in little-endian order.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&self.fresh.to_le_bytes());
+        let mut put = |number: u32| bytes.extend_from_slice(&number.to_le_bytes());
+        put(self.fresh);
+        put(u32::try_from(self.freed.len()).unwrap_or(u32::MAX));
         for freed in &self.freed {
-            bytes.extend_from_slice(&freed.index.to_le_bytes());
-            bytes.extend_from_slice(&freed.at.to_le_bytes());
+            put(freed.index);
+            put(freed.at);
         }
+        self.ahead.iter().for_each(|index| put(*index));
         let sum = checksum(&bytes);
         bytes.extend_from_slice(&sum.to_le_bytes());
         bytes
     }
 
-    /// Reads the stored form; `None` when it is not whole or not of this block.
+    /// Reads the stored form; `None` when it is not whole or not of this range.
     #[must_use]
-    pub fn decode(block: Prefix, bytes: &[u8]) -> Option<Self> {
+    pub fn decode(range: Range, bytes: &[u8]) -> Option<Self> {
         let (body, sum) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
         if u32::from_le_bytes(sum.try_into().ok()?) != checksum(body) || body.get(..4)? != MAGIC {
             return None;
         }
-        let number = |bytes: &[u8]| bytes.try_into().ok().map(u32::from_le_bytes);
-        let fresh = number(body.get(4..8)?)?;
-        let freed = body.get(8..)?.chunks(8).map(|chunk| {
-            let (index, at) = chunk.split_at_checked(4)?;
-            Some(Freed { index: number(index)?, at: number(at)? })
-        });
-        let freed: VecDeque<Freed> = freed.collect::<Option<_>>()?;
-        let is_sound = fresh >= FIRST_INDEX
-            && u64::from(fresh) <= last_index(block) + 1
-            && freed.iter().all(|freed| (FIRST_INDEX..fresh).contains(&freed.index));
-        is_sound.then_some(Self { block, fresh, freed })
+        let numbers: Vec<u32> = body.get(4..)?.chunks(4).map(number).collect::<Option<_>>()?;
+        let (&[fresh, waiting], rest) = numbers.split_first_chunk()?;
+        let (freed, ahead) = rest.split_at_checked(usize::try_from(waiting).ok()?.checked_mul(2)?)?;
+        let freed: VecDeque<Freed> = freed.chunks(2).map(|pair| Freed { index: pair[0], at: pair[1] }).collect();
+        let ahead: BTreeSet<u32> = ahead.iter().copied().collect();
+        let is_sound = fresh <= range.size()
+            && freed.iter().all(|freed| freed.index < fresh)
+            && ahead.iter().all(|index| (fresh..range.size()).contains(index));
+        is_sound.then_some(Self { range, fresh, freed, ahead })
     }
+}
+
+fn number(bytes: &[u8]) -> Option<u32> {
+    bytes.try_into().ok().map(u32::from_le_bytes)
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
@@ -176,17 +219,25 @@ mod tests {
 
     use super::*;
 
-    fn p(s: &str) -> Prefix {
+    fn block(s: &str) -> Range {
         s.parse().expect(s)
+    }
+
+    fn ip(s: &str) -> IpAddr {
+        s.parse().expect(s)
+    }
+
+    fn at(now: u32) -> Choice<'static> {
+        Choice { now, quarantine: 30, avoid: &|_| false }
     }
 
     #[test]
     fn the_longest_idle_address_comes_first_and_rests_before() {
-        let mut state = BlockState::new(p("10.0.0.0/29"));
-        let all: Vec<IpAddr> = (0..5).map(|_| state.allocate(0, 30).expect("room")).collect();
+        let mut state = RangeState::new(block("10.0.0.0/29"));
+        let all: Vec<IpAddr> = (0..5).map(|_| state.allocate(at(0)).expect("room")).collect();
         assert_eq!(all[0], IpAddr::from([10, 0, 0, 2]));
         assert_eq!(all[4], IpAddr::from([10, 0, 0, 6]));
-        let full = state.allocate(0, 30).expect_err("full");
+        let full = state.allocate(at(0)).expect_err("full");
         assert_eq!(
             full.to_string(),
             "block 10.0.0.0/29 has no free address: 5 of 5 are in use and 0 were freed less than 30 s ago"
@@ -195,76 +246,118 @@ mod tests {
         state.release(all[1], 110);
         state.release(all[1], 111);
         assert_eq!(state.in_use(), 3);
-        assert!(state.allocate(120, 30).is_err());
-        assert_eq!(state.allocate(130, 30), Ok(all[3]));
-        assert!(state.allocate(130, 30).is_err());
-        assert_eq!(state.allocate(140, 30), Ok(all[1]));
+        assert!(state.allocate(at(120)).is_err());
+        assert_eq!(state.allocate(at(130)), Ok(all[3]));
+        assert!(state.allocate(at(130)).is_err());
+        assert_eq!(state.allocate(at(140)), Ok(all[1]));
     }
 
     #[test]
     fn what_nobody_has_is_free_again_and_what_somebody_has_is_not() {
-        let mut state = BlockState::new(p("10.0.0.0/29"));
-        let all: Vec<IpAddr> = (0..5).map(|_| state.allocate(0, 30).expect("room")).collect();
+        let mut state = RangeState::new(block("10.0.0.0/29"));
+        let all: Vec<IpAddr> = (0..5).map(|_| state.allocate(at(0)).expect("room")).collect();
         state.release(all[4], 100);
         assert!(!state.reclaim(all[..4].iter().copied()));
         // An address that no pod of this block can have is passed over.
-        let elsewhere = ["10.0.0.1", "10.0.0.7", "10.9.9.9"].map(|ip| ip.parse().expect(ip));
+        let elsewhere = ["10.0.0.1", "10.0.0.7", "10.9.9.9"].map(ip);
         assert!(state.reclaim(all[1..4].iter().copied().chain(elsewhere)));
         assert_eq!(state.in_use(), 3);
-        assert_eq!(state.allocate(101, 30), Ok(all[0]));
-        assert!(state.allocate(101, 30).is_err());
-        assert_eq!(state.allocate(130, 30), Ok(all[4]));
+        assert_eq!(state.allocate(at(101)), Ok(all[0]));
+        assert!(state.allocate(at(101)).is_err());
+        assert_eq!(state.allocate(at(130)), Ok(all[4]));
+    }
+
+    #[test]
+    fn who_asks_for_one_gets_it_unless_it_is_in_use() {
+        let mut state = RangeState::new(block("10.0.0.0/28"));
+        assert!(state.claim(ip("10.0.0.4")));
+        assert!(!state.claim(ip("10.0.0.4")), "it is taken");
+        assert!(!state.claim(ip("10.0.0.1")), "the gateway's is none");
+        let next: Vec<IpAddr> = (0..3).map(|_| state.allocate(at(0)).expect("room")).collect();
+        assert_eq!(next, ["10.0.0.2", "10.0.0.3", "10.0.0.5"].map(ip));
+        state.release(ip("10.0.0.4"), 10);
+        assert!(state.claim(ip("10.0.0.4")), "its rest does not matter to who means it");
+        assert_eq!(state.in_use(), 4);
+    }
+
+    #[test]
+    fn what_is_avoided_is_given_only_to_who_asks() {
+        let range: Range = "10.0.0.0/29 10.0.0.1-10.0.0.6".parse().expect("a range");
+        let avoid = |addr: IpAddr| addr == ip("10.0.0.1") || addr == ip("10.0.0.4");
+        let choice = Choice { now: 0, quarantine: 30, avoid: &avoid };
+        let mut state = RangeState::new(range);
+        let all: Vec<IpAddr> = std::iter::from_fn(|| state.allocate(choice).ok()).collect();
+        assert_eq!(all, ["10.0.0.2", "10.0.0.3", "10.0.0.5", "10.0.0.6"].map(ip));
+        assert_eq!(
+            state.allocate(choice).expect_err("full").to_string(),
+            "range 10.0.0.0/29 10.0.0.1-10.0.0.6 has no free address: 4 of 4 are in use and 0 were freed less than 30 s ago"
+        );
+        assert!(state.claim(ip("10.0.0.4")));
     }
 
     #[test]
     fn the_state_of_a_large_block_stays_small() {
-        let mut state = BlockState::new(p("fd00::/64"));
+        let mut state = RangeState::new(block("fd00::/64"));
         for now in 0..10_000 {
-            let addr = state.allocate(now, 30).expect("room");
+            let addr = state.allocate(at(now)).expect("room");
             state.release(addr, now);
         }
-        assert!(state.encode().len() <= 12 + 8 * (LONG_QUEUE + 30), "{}", state.encode().len());
-        let far: IpAddr = "fd00::ffff:ffff".parse().expect("an address");
-        assert_eq!(BlockState::rebuilt(p("fd00::/64"), [far].into_iter(), 0), BlockState::new(p("fd00::/64")));
+        assert!(state.encode().len() <= 16 + 8 * (LONG_QUEUE + 30), "{}", state.encode().len());
+        assert!(state.claim(ip("fd00::8000")));
+        assert!(state.encode().len() <= 20 + 8 * (LONG_QUEUE + 30), "{}", state.encode().len());
+        let rebuilt = RangeState::rebuilt(block("fd00::/64"), [ip("fd00::8000")].into_iter(), 0);
+        assert!(rebuilt.encode().len() < 100 && rebuilt.in_use() == 1);
+        let far = ip("fd00::ffff:ffff");
+        assert_eq!(RangeState::rebuilt(block("fd00::/64"), [far].into_iter(), 0), RangeState::new(block("fd00::/64")));
     }
 
     #[test]
     fn a_torn_file_is_seen() {
-        let mut state = BlockState::new(p("fd00::/64"));
-        let addr = state.allocate(0, 0).expect("room");
+        let range = block("fd00::/64");
+        let mut state = RangeState::new(range);
+        let addr = state.allocate(at(0)).expect("room");
         state.release(addr, 7);
+        state.claim(ip("fd00::99"));
         let bytes = state.encode();
-        assert_eq!(BlockState::decode(p("fd00::/64"), &bytes), Some(state));
+        assert_eq!(RangeState::decode(range, &bytes), Some(state));
         for cut in 0..bytes.len() {
-            assert_eq!(BlockState::decode(p("fd00::/64"), &bytes[..cut]), None, "{cut}");
+            assert_eq!(RangeState::decode(range, &bytes[..cut]), None, "{cut}");
         }
     }
 
     proptest! {
         #[test]
-        fn nobody_gets_an_address_that_is_in_use(ops in prop::collection::vec((any::<bool>(), 0_usize..40), 0..200)) {
-            let block = p("10.0.0.0/27");
-            let mut state = BlockState::new(block);
+        fn nobody_gets_an_address_that_is_in_use(ops in prop::collection::vec((0_u8..4, 0_usize..40), 0..200)) {
+            let range = block("10.0.0.0/27");
+            let mut state = RangeState::new(range);
             let mut held: Vec<IpAddr> = Vec::new();
-            for (now, (take, which)) in (0_u32..).zip(ops) {
-                if take {
-                    match state.allocate(now, 5) {
+            let reserved = ip("10.0.0.9");
+            for (now, (op, which)) in (0_u32..).zip(ops) {
+                match op {
+                    0 | 1 => match state.allocate(Choice { now, quarantine: 5, avoid: &|addr| addr == reserved }) {
                         Ok(addr) => {
-                            prop_assert!(!held.contains(&addr) && block.contains(addr));
-                            prop_assert!(addr != IpAddr::from([10, 0, 0, 0]) && addr != IpAddr::from([10, 0, 0, 1]));
-                            prop_assert!(addr != IpAddr::from([10, 0, 0, 31]));
+                            prop_assert!(!held.contains(&addr) && range.index_of(addr).is_some() && addr != reserved);
                             held.push(addr);
                         }
-                        Err(error) => prop_assert_eq!(error.in_use, held.len() as u64),
+                        Err(error) => prop_assert_eq!(error.in_use as usize, held.len()),
+                    },
+                    2 => {
+                        let addr = IpAddr::from([10, 0, 0, u8::try_from(which).expect("small")]);
+                        let is_free = range.index_of(addr).is_some() && !held.contains(&addr);
+                        prop_assert_eq!(state.claim(addr), is_free);
+                        if is_free {
+                            held.push(addr);
+                        }
                     }
-                } else if !held.is_empty() {
-                    state.release(held.remove(which % held.len()), now);
+                    _ if !held.is_empty() => state.release(held.remove(which % held.len()), now),
+                    _ => {}
                 }
-                prop_assert_eq!(state.in_use(), held.len() as u64);
-                prop_assert_eq!(BlockState::decode(block, &state.encode()), Some(state.clone()));
+                prop_assert_eq!(state.in_use() as usize, held.len());
+                prop_assert_eq!(RangeState::decode(range, &state.encode()), Some(state.clone()));
+                prop_assert!(!state.clone().reclaim(held.iter().copied()));
             }
-            let rebuilt = BlockState::rebuilt(block, held.iter().copied(), 1000);
-            prop_assert_eq!(rebuilt.in_use(), held.len() as u64);
+            let rebuilt = RangeState::rebuilt(range, held.iter().copied(), 1000);
+            prop_assert_eq!(rebuilt.in_use() as usize, held.len());
         }
     }
 }

@@ -21,8 +21,19 @@ pub struct Link {
     pub up: bool,
     /// The bridge that it is a port of.
     pub master: Option<IfName>,
+    /// Its settings as a port.
+    pub port: Port,
     /// Interface group; [`LINK_GROUP`] marks loden's own.
     pub group: u32,
+}
+
+/// A bridge's settings for a port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Port {
+    /// Frames may leave by the port that they came by.
+    pub hairpin: bool,
+    /// It exchanges frames only with ports that are not isolated.
+    pub isolated: bool,
 }
 
 /// The sorts of links.
@@ -99,6 +110,7 @@ impl Link {
             && (self.mac.is_none() || self.mac == actual.mac)
             && self.up == actual.up
             && self.master == actual.master
+            && self.port == actual.port
             && self.group == actual.group
     }
 
@@ -181,6 +193,12 @@ impl fmt::Display for Link {
         }
         if let Some(master) = self.master {
             write!(f, " master {master}")?;
+        }
+        if self.port.hairpin {
+            write!(f, " hairpin on")?;
+        }
+        if self.port.isolated {
+            write!(f, " isolated on")?;
         }
         write!(f, " {}", if self.up { "up" } else { "down" })
     }

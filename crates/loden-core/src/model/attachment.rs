@@ -3,9 +3,11 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{IfName, Mac};
+use super::{IfName, Mac, Prefix};
+use crate::ipam::Supply;
 
 /// What makes an attachment unique: the specification's pair of container and interface, within a network.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,16 +28,109 @@ impl fmt::Display for AttachmentKey {
 }
 
 /// How a pod is attached to its host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "attach", rename_all = "kebab-case")]
 pub enum Attach {
     /// By a port of a bridge: pods of a host are on one segment.
-    Bridge {
-        /// The bridge.
-        bridge: IfName,
-    },
+    Bridge(BridgePort),
     /// By a wire to the host alone, which routes each packet, as Calico's pods are.
     Routed,
+    /// By an interface beside the host's own, on the same wire.
+    Macvlan(Macvlan),
+}
+
+/// A port of a bridge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BridgePort {
+    /// The bridge.
+    pub bridge: IfName,
+    /// Frames may leave by the port that they came by: a pod reaches itself by an address of a service.
+    #[serde(default)]
+    pub hairpin: bool,
+    /// It exchanges frames only with ports that are not isolated.
+    #[serde(default)]
+    pub isolated: bool,
+    /// How the plugin makes the bridge; `None`: it is the node's, which the agent makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<OwnBridge>,
+}
+
+/// A bridge that the plugin makes where it is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnBridge {
+    /// It bears the pods' gateways.
+    pub is_gateway: bool,
+    /// Another address of a gateway's family is taken off it, instead of being a fault.
+    pub force_address: bool,
+    /// It takes in all frames.
+    pub promiscuous: bool,
+}
+
+/// A macvlan interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Macvlan {
+    /// The interface that it is beside of.
+    pub master: IfName,
+    /// Whether that one is in the pod too, as another attachment left it.
+    #[serde(default)]
+    pub in_container: bool,
+    /// Who exchanges frames with whom.
+    pub mode: MacvlanMode,
+    /// Mode `source`: whose frames are let in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Mac>,
+    /// How many broadcast frames may wait (`bcqueuelen`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broadcast_queue: Option<u32>,
+    /// The host's own interface among those of the pods, by which it and they reach each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_link: Option<IfName>,
+}
+
+/// Macvlan modes (`MACVLAN_MODE_*`, linux/if_link.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MacvlanMode {
+    /// Interfaces of one master reach each other directly.
+    Bridge,
+    /// They never do.
+    Private,
+    /// All goes out to the switch, which may send it back.
+    Vepa,
+    /// One interface takes the master whole.
+    Passthru,
+    /// Only frames of listed senders come in.
+    Source,
+}
+
+/// One of a pod's addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodAddress {
+    /// The address, with the length of the subnet that it was taken from.
+    pub net: IpNet,
+    /// That subnet's gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// What it was taken from and goes back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supply: Option<Supply>,
+}
+
+/// A route inside the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRoute {
+    /// Destination.
+    pub prefix: Prefix,
+    /// Gateway; `None`: straight out of the pod's interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// Priority (metric).
+    #[serde(default)]
+    pub priority: u32,
 }
 
 /// One attachment: the file that describes it lives as long as the pod's namespace (both are gone with a reboot).
@@ -46,17 +141,27 @@ pub struct Attachment {
     pub key: AttachmentKey,
     /// Whether ADD came to its end. A file that says `false` and whose process is gone is what a killed plugin left.
     pub complete: bool,
-    /// The pod's addresses, with the prefix length of the block that they were taken from.
-    pub addresses: Vec<ipnet::IpNet>,
-    /// The host's end of the veth pair.
-    pub host_side: IfName,
+    /// The pod's addresses.
+    pub addresses: Vec<PodAddress>,
+    /// The pod's routes, in the order in which they need each other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<PodRoute>,
+    /// The host's end of the veth pair, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_side: Option<IfName>,
     /// How it is attached.
     #[serde(flatten)]
     pub attach: Attach,
     /// The pod's end's Ethernet address.
     pub mac: Mac,
-    /// MTU of both ends, in bytes.
+    /// MTU of the pod's interface, in bytes.
     pub mtu: u32,
+    /// Whether the configuration asks for this MTU: then it does not follow the node's.
+    #[serde(default)]
+    pub mtu_is_asked: bool,
+    /// Whether the pod's interface is left down: somebody else sets it up.
+    #[serde(default)]
+    pub is_down: bool,
     /// The path of the pod's network namespace.
     pub netns: String,
     /// The pod's namespace and name, where the runtime gave them: for people and for events.
@@ -67,6 +172,6 @@ pub struct Attachment {
 impl Attachment {
     /// The pod's addresses without lengths.
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.addresses.iter().map(ipnet::IpNet::addr)
+        self.addresses.iter().map(|address| address.net.addr())
     }
 }

@@ -1,6 +1,6 @@
 //! Faults at the edge of a host that works: the old state goes on, and it is said why.
 
-use loden_core::kernel::link::{Link, LinkKind, Vxlan};
+use loden_core::kernel::link::{Link, LinkKind, Port, Vxlan};
 use loden_core::kernel::{Key, LINK_GROUP, Object};
 use loden_core::model::{BackendConfig, Entry, Pool, Receive, Record, Vni, VxlanConfig};
 use loden_core::plan::Plan;
@@ -65,7 +65,15 @@ fn foreign(group: u32) -> (Key, Object) {
         learning: true,
         gbp: false,
     };
-    let link = Link { kind: LinkKind::Vxlan(vxlan), mtu: 1450, mac: None, up: true, master: None, group };
+    let link = Link {
+        kind: LinkKind::Vxlan(vxlan),
+        mtu: 1450,
+        mac: None,
+        up: true,
+        master: None,
+        port: Port::default(),
+        group,
+    };
     (Key::Link("flannel.2".parse().expect("name")), Object::Link(Box::new(link)))
 }
 

@@ -1,7 +1,7 @@
 //! Links as messages: made in one, changed in place setting by setting.
 
 use loden_core::kernel::LINK_GROUP;
-use loden_core::kernel::link::{Bridge, Link, LinkKind, Vxlan};
+use loden_core::kernel::link::{Bridge, Link, LinkKind, Port, Vxlan};
 use loden_core::model::{IfName, Mac, Vni};
 
 use crate::error::LinuxError;
@@ -20,6 +20,7 @@ pub const SET: u16 = 19;
 /// Length of `struct ifinfomsg`.
 pub const INFO: usize = 16;
 const IFF_UP: u32 = 1;
+const IFF_PROMISC: u32 = 0x100;
 /// `IFF_RUNNING | IFF_LOWER_UP`.
 const RUNNING: u32 = 0x1_0040;
 /// `RTEXT_FILTER_SKIP_STATS`: counters are most of a link's message and nobody here reads them.
@@ -42,6 +43,10 @@ pub mod ifla {
     pub const NUM_RX_QUEUES: u16 = 32;
     pub const INFO_KIND: u16 = 1;
     pub const INFO_DATA: u16 = 2;
+    pub const INFO_SLAVE_KIND: u16 = 4;
+    pub const INFO_SLAVE_DATA: u16 = 5;
+    pub const BRPORT_MODE: u16 = 4;
+    pub const BRPORT_ISOLATED: u16 = 33;
     pub const INET6_ADDR_GEN_MODE: u16 = 8;
     pub const BR_MCAST_SNOOPING: u16 = 23;
     pub const VXLAN_ID: u16 = 1;
@@ -146,6 +151,57 @@ pub fn set_up(w: &mut Writer, name: IfName, up: bool) {
     w.end();
 }
 
+/// Lets a link take in all frames.
+pub fn set_promiscuous(w: &mut Writer, name: IfName) {
+    w.begin(SET, 0);
+    w.raw(&info(0, IFF_PROMISC, IFF_PROMISC));
+    w.text(ifla::IFNAME, name.as_str());
+    w.end();
+}
+
+/// Sets the Ethernet address alone.
+pub fn set_mac(w: &mut Writer, name: IfName, mac: Mac) {
+    w.begin(SET, 0);
+    w.raw(&info(0, 0, 0));
+    w.text(ifla::IFNAME, name.as_str());
+    w.mac(ifla::ADDRESS, mac);
+    w.end();
+}
+
+/// Sets what a bridge does with a port.
+pub fn set_port(w: &mut Writer, name: IfName, port: Port) {
+    w.begin(NEW, 0);
+    w.raw(&info(0, 0, 0));
+    w.text(ifla::IFNAME, name.as_str());
+    let link_info = w.nest(ifla::LINKINFO);
+    w.text(ifla::INFO_SLAVE_KIND, "bridge");
+    let data = w.nest(ifla::INFO_SLAVE_DATA);
+    w.u8(ifla::BRPORT_MODE, port.hairpin.into());
+    w.u8(ifla::BRPORT_ISOLATED, port.isolated.into());
+    w.close(data);
+    w.close(link_info);
+    w.end();
+}
+
+/// Reads one link of the socket's namespace; `None` when it is not there.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn read(socket: &mut Socket, name: IfName) -> Result<Option<Seen>, LinuxError> {
+    let mut w = Writer::default();
+    w.begin(GET, 0);
+    w.raw(&info(0, 0, 0));
+    w.text(ifla::IFNAME, name.as_str());
+    w.end();
+    let mut found = None;
+    let results = socket.batch_with_echo(&mut w, |_, message| found = parse(message.payload))?;
+    match results.into_iter().collect::<Result<(), _>>() {
+        Ok(()) => Ok(found),
+        Err(error) if error.errno() == libc::ENODEV => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Changes what can be changed while the link works.
 pub fn change(w: &mut Writer, name: IfName, new: &Link, old: &Link, underlay: Option<u32>, master: Option<u32>) {
     let is_kind_changed = match (&new.kind, &old.kind) {
@@ -175,6 +231,11 @@ pub fn change(w: &mut Writer, name: IfName, new: &Link, old: &Link, underlay: Op
         w.u32(ifla::GROUP, new.group);
     }
     w.end();
+    // A port that changes its bridge has that one's usual settings.
+    let is_usual = old.port == Port::default() || new.master != old.master;
+    if master.is_some() && new.port != (if is_usual { Port::default() } else { old.port }) {
+        set_port(w, name, new.port);
+    }
 }
 
 /// Sets the MTU alone, in bytes.
@@ -238,6 +299,7 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
     let name = IfName::new(attrs.find(ifla::IFNAME).and_then(text)?).ok()?;
     let number = |kind| attrs.find(kind).and_then(|bytes| u32_at(bytes, 0));
     let info = attrs.find(ifla::LINKINFO).map(Attrs::new);
+    let port = info.map(parse_port).unwrap_or_default();
     let (kind, underlay) = parse_kind(info);
     let flags = u32_at(payload, 8)?;
     let link = Link {
@@ -246,6 +308,7 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
         mac: attrs.find(ifla::ADDRESS).and_then(mac).filter(|mac| *mac != Mac([0; 6])),
         up: flags & IFF_UP != 0,
         master: None,
+        port,
         group: number(ifla::GROUP).unwrap_or(0),
     };
     Some(Seen {
@@ -256,6 +319,15 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
         underlay,
         is_running: flags & RUNNING == RUNNING,
     })
+}
+
+fn parse_port(info: Attrs<'_>) -> Port {
+    if info.find(ifla::INFO_SLAVE_KIND).and_then(text) != Some("bridge") {
+        return Port::default();
+    }
+    let data = info.find(ifla::INFO_SLAVE_DATA).map(Attrs::new).unwrap_or(Attrs::new(&[]));
+    let is_set = |kind| data.find(kind).and_then(|bytes| bytes.first()) == Some(&1);
+    Port { hairpin: is_set(ifla::BRPORT_MODE), isolated: is_set(ifla::BRPORT_ISOLATED) }
 }
 
 fn parse_kind(info: Option<Attrs<'_>>) -> (LinkKind, Option<u32>) {

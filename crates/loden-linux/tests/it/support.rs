@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use loden_core::desired::Desired;
-use loden_core::kernel::link::{Bridge, Link, LinkKind, Vxlan};
+use loden_core::kernel::link::{Bridge, Link, LinkKind, Port, Vxlan};
 use loden_core::kernel::{Kernel, KernelError, Key, LINK_GROUP, Object, Observed, Scope, Sort};
 use loden_core::model::{
     BackendConfig, Block, Entry, Family, IfName, Mac, Node, NodeName, NodeUid, PerFamily, Pool, Prefix, Receive,
@@ -85,6 +85,7 @@ pub fn vxlan(local: &str) -> Link {
         mac: Some("02:11:22:33:44:55".parse().expect("mac")),
         up: true,
         master: None,
+        port: Port::default(),
         group: LINK_GROUP,
     }
 }
@@ -97,6 +98,7 @@ pub fn bridge() -> Link {
         mac: Some("02:aa:bb:cc:dd:ee".parse().expect("mac")),
         up: true,
         master: None,
+        port: Port::default(),
         group: LINK_GROUP,
     }
 }

@@ -1,0 +1,199 @@
+//! From a call to what it is to make: the configuration, the environment and what is known of the host, put together.
+
+use std::net::IpAddr;
+
+use super::config::{BridgeConf, MacvlanConf, parse_ip};
+use super::{AttachConf, CniError, Code, Environment, IpamSource, MakeConf, NodeFile};
+use crate::attach::Draft;
+use crate::ipam::{Demand, Offer, Range, Supply};
+use crate::model::{
+    Attach, AttachmentKey, BridgePort, Family, IfName, Mac, Macvlan, MacvlanMode, OwnBridge, PodAddress,
+};
+
+/// What is known of the host, as far as the configuration asks for it.
+#[derive(Debug, Clone, Default)]
+pub struct HostFacts {
+    /// What the agent has told of the node.
+    pub node: Option<NodeFile>,
+    /// The interface that a macvlan is to be beside of.
+    pub master: Option<Master>,
+}
+
+/// A macvlan's master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Master {
+    /// Its name.
+    pub name: IfName,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its Ethernet address.
+    pub mac: Option<Mac>,
+}
+
+/// The MTU of a network that says none and belongs to no node: Ethernet's, as the kernel gives it.
+const MTU_ETHERNET: u32 = 1500;
+
+/// Puts a draft together.
+///
+/// # Errors
+/// Code 4 for variables, 7 for a configuration that does not fit the host.
+pub fn draft(
+    key: AttachmentKey,
+    make: &MakeConf,
+    environment: &Environment,
+    facts: &HostFacts,
+) -> Result<Draft, CniError> {
+    let node = facts.node.as_ref();
+    let mut demand = demand(&key.network, make, node)?;
+    demand.wanted = wanted(make, environment)?;
+    if let IpamSource::Static(_) = make.ipam.source
+        && !demand.wanted.is_empty()
+    {
+        override_fixed(&mut demand)?;
+    }
+    let (attach, mtu_usual, is_down) = match &make.attach {
+        AttachConf::Bridge(conf) => (bridge(conf, make, node)?, None, conf.is_down),
+        AttachConf::Routed => (Attach::Routed, None, false),
+        AttachConf::Macvlan(conf) => {
+            let master = facts.master.ok_or_else(|| invalid("the macvlan's master is not known"))?;
+            if let Some(mtu) = make.mtu.filter(|mtu| *mtu > master.mtu) {
+                return Err(invalid(&format!("`mtu` is {mtu}: more than the {} of {}", master.mtu, master.name)));
+            }
+            (macvlan(conf, master.name), Some(master.mtu), false)
+        }
+    };
+    if is_down {
+        demand = Demand::default();
+    }
+    let is_default = match &make.attach {
+        AttachConf::Bridge(conf) => conf.is_default_gateway.unwrap_or(make.ipam.routes.is_none()),
+        AttachConf::Routed => true,
+        AttachConf::Macvlan(_) => make.ipam.routes.is_none(),
+    };
+    let asked = mac_of(environment)?;
+    let given = make.mac.or(asked);
+    let passed_through = facts
+        .master
+        .and_then(|master| master.mac)
+        .filter(|_| matches!(&attach, Attach::Macvlan(Macvlan { mode: MacvlanMode::Passthru, .. })));
+    let derived = Mac::derived(&["pod", &key.network, &key.container, key.ifname.as_str()]);
+    Ok(Draft {
+        mac: given.or(passed_through).unwrap_or(derived),
+        mtu: make.mtu.or(mtu_usual).or(node.map(|node| node.mtu_pod)).unwrap_or(MTU_ETHERNET),
+        mtu_is_asked: make.mtu.is_some() || node.is_none(),
+        key,
+        attach,
+        demand,
+        routes: make.ipam.routes.clone().unwrap_or_default(),
+        is_default,
+        is_down,
+        pod: environment.pod(),
+        netns: environment.netns.clone().unwrap_or_default(),
+    })
+}
+
+/// What an attachment needs of addresses.
+///
+/// # Errors
+/// Code 11 when the node has no block.
+pub fn demand(network: &str, make: &MakeConf, node: Option<&NodeFile>) -> Result<Demand, CniError> {
+    let mut demand = Demand { reserved: make.ipam.reserved.clone(), ..Demand::default() };
+    match &make.ipam.source {
+        IpamSource::Nowhere => {}
+        IpamSource::Static(addresses) => demand.fixed.clone_from(addresses),
+        IpamSource::Ranges(sets) => {
+            let offer = |(range, gateway): &(Range, IpAddr)| Offer {
+                supply: Supply { network: Some(network.to_owned()), range: *range },
+                gateway: Some(*gateway),
+            };
+            demand.choices = sets.iter().map(|set| set.iter().map(offer).collect()).collect();
+        }
+        IpamSource::Node => {
+            let blocks = node.map(|node| node.blocks.as_slice()).unwrap_or_default();
+            for family in Family::ALL {
+                let of_family = blocks.iter().filter(|block| block.cidr.family() == family);
+                let offers = of_family.filter_map(|block| {
+                    let range = Range::of_block(block.cidr).ok()?;
+                    Some(Offer { supply: Supply { network: None, range }, gateway: Some(block.gateway) })
+                });
+                let offers: Vec<Offer> = offers.collect();
+                if !offers.is_empty() {
+                    demand.choices.push(offers);
+                }
+            }
+            if demand.choices.is_empty() {
+                return Err(CniError::new(Code::TryAgain, "this node has no block to give addresses from"));
+            }
+        }
+    }
+    Ok(demand)
+}
+
+/// Addresses that are asked for, by the configuration's parts and by `CNI_ARGS`.
+fn wanted(make: &MakeConf, environment: &Environment) -> Result<Vec<IpAddr>, CniError> {
+    let mut wanted = make.ips.clone();
+    for text in environment.arg("IP").into_iter().flat_map(|ips| ips.split(',')).filter(|text| !text.is_empty()) {
+        let addr = parse_ip(text)
+            .ok_or_else(|| CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS: IP={text:?} is no address")))?;
+        if !wanted.contains(&addr) {
+            wanted.push(addr);
+        }
+    }
+    Ok(wanted)
+}
+
+fn mac_of(environment: &Environment) -> Result<Option<Mac>, CniError> {
+    let parse = |text: &str| {
+        text.parse()
+            .map_err(|error| CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS: MAC={text:?}: {error}")))
+    };
+    environment.arg("MAC").filter(|text| !text.is_empty()).map(parse).transpose()
+}
+
+/// What is asked for replaces what the configuration gives as fixed: each of its family, with that one's length and gateway.
+fn override_fixed(demand: &mut Demand) -> Result<(), CniError> {
+    let wanted = std::mem::take(&mut demand.wanted);
+    let mut fixed = Vec::new();
+    for addr in wanted {
+        let like = demand.fixed.iter().find(|fixed| fixed.net.contains(&addr)).cloned();
+        let like = like.ok_or_else(|| {
+            CniError::new(Code::NoAddress, format!("{addr} is asked for and lies in no network of `ipam.addresses`"))
+        })?;
+        let net = ipnet::IpNet::new(addr, like.net.prefix_len()).map_err(|error| invalid(&error.to_string()))?;
+        fixed.push(PodAddress { net, ..like });
+    }
+    demand.fixed = fixed;
+    Ok(())
+}
+
+fn bridge(conf: &BridgeConf, make: &MakeConf, node: Option<&NodeFile>) -> Result<Attach, CniError> {
+    let of_node = node.map(|node| node.bridge);
+    let bridge = conf.bridge.or(of_node).ok_or_else(|| invalid("`bridge` is missing: the bridge's name"))?;
+    let is_node = of_node == Some(bridge) && make.ipam.source == IpamSource::Node;
+    let own = OwnBridge {
+        is_gateway: conf.is_gateway.unwrap_or(false) || conf.is_default_gateway.unwrap_or(conf.is_gateway.is_none()),
+        force_address: conf.force_address,
+        promiscuous: conf.promiscuous,
+    };
+    Ok(Attach::Bridge(BridgePort {
+        bridge,
+        hairpin: conf.hairpin,
+        isolated: conf.isolated,
+        own: (!is_node).then_some(own),
+    }))
+}
+
+fn macvlan(conf: &MacvlanConf, master: IfName) -> Attach {
+    Attach::Macvlan(Macvlan {
+        master,
+        in_container: conf.in_container,
+        mode: conf.mode,
+        sources: conf.sources.clone(),
+        broadcast_queue: conf.broadcast_queue,
+        host_link: conf.host_link,
+    })
+}
+
+fn invalid(message: &str) -> CniError {
+    CniError::new(Code::InvalidConfig, message)
+}

@@ -1,0 +1,270 @@
+//! A pod's attachment in the kernel: made, looked at, taken away. How the pod is attached decides which file does the link; its
+//! addresses and routes are the same for all.
+
+use std::path::Path;
+
+use ipnet::IpNet;
+use loden_core::attach;
+use loden_core::kernel::{Key, Object, PROTOCOL};
+use loden_core::model::{Attach, Attachment, AttachmentKey, IfName, PodRoute};
+
+use crate::error::LinuxError;
+use crate::netlink::{Protocol, Socket, Writer};
+use crate::netns::NetNs;
+use crate::rt::{address, link, route};
+use crate::{bridge, macvlan, sysctl, veth};
+
+/// Makes the link, sets it up, and gives the pod its addresses and routes.
+///
+/// # Errors
+/// [`LinuxError`]; nothing of it is left then.
+pub fn make(attachment: &Attachment, netns: &NetNs) -> Result<(), LinuxError> {
+    let mut socket = Socket::open(Protocol::Route)?;
+    match &attachment.attach {
+        Attach::Bridge(port) => {
+            let number = bridge::ready(&mut socket, port, attachment)?;
+            veth::make(&mut socket, attachment, Some(number), netns)?;
+        }
+        Attach::Routed => veth::make(&mut socket, attachment, None, netns)?,
+        Attach::Macvlan(macvlan) => macvlan::make(&mut socket, attachment, macvlan, netns)?,
+    }
+    let made = set_up_host(&mut socket, attachment).and_then(|()| netns.visit(|| set_up_pod(attachment))?);
+    made.inspect_err(|_| {
+        // The first error is the one that counts; the link goes with the pod's namespace at the latest.
+        let _ = remove(attachment);
+    })
+}
+
+/// Takes everything of an attachment away at once.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn remove(attachment: &Attachment) -> Result<(), LinuxError> {
+    match (&attachment.attach, attachment.host_side) {
+        (Attach::Macvlan(_), _) => macvlan::remove(attachment),
+        (_, Some(host_side)) => veth::delete(host_side),
+        (_, None) => Ok(()),
+    }
+}
+
+/// Cuts an attachment off: what costs the kernel time is left to the reaper. Without the attachment's file only its name is
+/// known, which is enough for all that has an end on the host.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn detach(key: &AttachmentKey, attachment: Option<&Attachment>) -> Result<(), LinuxError> {
+    match attachment {
+        Some(attachment) if matches!(attachment.attach, Attach::Macvlan(_)) => macvlan::remove(attachment),
+        _ => veth::park(key),
+    }
+}
+
+/// What the host holds for the pod besides its end of the link.
+fn set_up_host(socket: &mut Socket, attachment: &Attachment) -> Result<(), LinuxError> {
+    let objects = attach::host_objects(attachment);
+    let mut w = Writer::default();
+    let mut sent = Vec::new();
+    for (key, object, _) in &objects {
+        match (key, object) {
+            (Key::DeviceSysctl(dev, which), Object::Sysctl(value)) => {
+                set_sysctl(&which.path(*dev), *value)?;
+                continue;
+            }
+            (Key::Address(dev, net), _) => address::add(&mut w, *net, number_of(socket, *dev)?),
+            (Key::Route(prefix, priority), Object::Route(via)) => {
+                let Some(dev) = via.device() else { continue };
+                route::add(&mut w, *prefix, *priority, route::To::Link(number_of(socket, dev)?), true);
+            }
+            _ => continue,
+        }
+        sent.push(key);
+    }
+    if sent.is_empty() {
+        return Ok(());
+    }
+    let results = socket.batch(&mut w)?;
+    for (key, result) in sent.into_iter().zip(results) {
+        result.map_err(|error| error.renamed(&format!("{key} for the pod")))?;
+    }
+    Ok(())
+}
+
+fn number_of(socket: &Socket, dev: IfName) -> Result<u32, LinuxError> {
+    link::number_of(socket, dev)?.ok_or_else(|| went_away(&format!("{dev} on the host")))
+}
+
+fn went_away(what: &str) -> LinuxError {
+    LinuxError::Netlink {
+        what: what.to_owned(),
+        errno: libc::ENODEV,
+        cause: "it went away while it was set up".to_owned(),
+    }
+}
+
+/// Runs inside the pod's namespace.
+fn set_up_pod(attachment: &Attachment) -> Result<(), LinuxError> {
+    let ifname = attachment.key.ifname;
+    let mut socket = Socket::open(Protocol::Route)?;
+    let Some(number) = link::number_of(&socket, ifname)? else {
+        return Err(went_away(&format!("{ifname} in the pod")));
+    };
+    if attachment.ips().any(|addr| addr.is_ipv6()) {
+        allow_ipv6(ifname)?;
+    }
+    let mut w = Writer::default();
+    link::no_made_up_address(&mut w, ifname);
+    if let Ok(lo) = IfName::new("lo") {
+        link::set_up(&mut w, lo, true);
+    }
+    if !attachment.is_down {
+        link::set_up(&mut w, ifname, true);
+    }
+    for net in attach::pod_nets(attachment) {
+        address::add(&mut w, net, number);
+    }
+    for r in &attachment.routes {
+        route::add(&mut w, r.prefix, r.priority, leads_to(r, number), false);
+    }
+    let results = socket.batch(&mut w)?;
+    results
+        .into_iter()
+        .collect::<Result<(), _>>()
+        .map_err(|error| error.renamed(&format!("setting up {ifname} in the pod")))
+}
+
+fn leads_to(route: &PodRoute, number: u32) -> route::To {
+    route.gateway.map_or(route::To::Link(number), |gateway| route::To::Gateway(number, gateway))
+}
+
+/// Runtimes turn IPv6 off in namespaces that they make (`disable_ipv6` of `default`); an interface that is given an IPv6
+/// address is meant to have it. Read before it is written: `/proc/sys` may be read-only, and mostly nothing is to be done.
+fn allow_ipv6(ifname: IfName) -> Result<(), LinuxError> {
+    // A dot in an interface's name does no harm: this is a path, not the dotted form of a key.
+    set_sysctl(&format!("net/ipv6/conf/{ifname}/disable_ipv6"), 0)
+}
+
+/// Sets what is otherwise. A kernel without IPv6 has none of its sysctls.
+pub(crate) fn set_sysctl(path: &str, value: i64) -> Result<(), LinuxError> {
+    match sysctl::read(path)? {
+        Some(is) if is != value => sysctl::write(path, value),
+        _ => Ok(()),
+    }
+}
+
+/// What CHECK finds wrong: one line each. The pod's side is looked at in the namespace that the path names.
+///
+/// # Errors
+/// [`LinuxError`] when something cannot be looked at.
+pub fn check(attachment: &Attachment, netns: &str) -> Result<Vec<String>, LinuxError> {
+    let mut faults = check_host(attachment)?;
+    match NetNs::open(Path::new(netns)) {
+        Ok(netns) => faults.extend(netns.run(|| check_pod(attachment))??),
+        Err(error) => faults.push(format!("the pod has gone: {error}")),
+    }
+    Ok(faults)
+}
+
+/// Runs inside the pod's namespace.
+fn check_pod(attachment: &Attachment) -> Result<Vec<String>, LinuxError> {
+    let mut socket = Socket::open(Protocol::Route)?;
+    let ifname = attachment.key.ifname;
+    let Some(seen) = link::read(&mut socket, ifname)? else {
+        return Ok(vec![format!("interface {ifname} is missing in the pod")]);
+    };
+    let mut faults = Vec::new();
+    if !seen.link.up && !attachment.is_down {
+        faults.push(format!("interface {ifname} is down in the pod"));
+    }
+    if seen.link.mtu != attachment.mtu {
+        faults.push(format!("interface {ifname} has MTU {} in the pod, not {}", seen.link.mtu, attachment.mtu));
+    }
+    if seen.link.mac != Some(attachment.mac) {
+        let is = seen.link.mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string());
+        faults.push(format!("interface {ifname} has the Ethernet address {is} in the pod, not {}", attachment.mac));
+    }
+    if let Attach::Macvlan(_) = attachment.attach
+        && seen.link.kind.name() != "macvlan"
+    {
+        faults.push(format!("interface {ifname} is a {} device in the pod, no macvlan", seen.link.kind.name()));
+    }
+    let addresses = addresses_on(&mut socket, seen.index)?;
+    for net in attach::pod_nets(attachment).iter().filter(|net| !addresses.contains(net)) {
+        faults.push(format!("address {net} is missing on {ifname} in the pod"));
+    }
+    for r in &attachment.routes {
+        let there = route::read(&mut socket, r.prefix.family(), 0)?;
+        let wanted = Some(leads_to(r, seen.index));
+        if !there.iter().any(|route| route.prefix == r.prefix && route.to == wanted) {
+            let via = r.gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
+            faults.push(format!("route {}{via} is missing in the pod", r.prefix));
+        }
+    }
+    Ok(faults)
+}
+
+fn check_host(attachment: &Attachment) -> Result<Vec<String>, LinuxError> {
+    let mut socket = Socket::open(Protocol::Route)?;
+    let mut faults = Vec::new();
+    if let Some((name, wanted)) = attach::host_link(attachment, None) {
+        let Some(seen) = link::read(&mut socket, name)? else {
+            return Ok(vec![format!("{name} is missing on the host")]);
+        };
+        if let Some(bridge) = wanted.master {
+            let number = link::number_of(&socket, bridge)?;
+            if number.is_none() || seen.master != number {
+                faults.push(format!("{name} is no port of bridge {bridge}"));
+            } else if seen.link.port != wanted.port {
+                faults.push(format!("{name} has not its settings as a port (hairpin, isolated) on bridge {bridge}"));
+            }
+        }
+        if let Some(mac) = wanted.mac.filter(|mac| seen.link.mac != Some(*mac)) {
+            faults.push(format!("{name} has not the Ethernet address {mac}, which pods know their gateway by"));
+        }
+        if !seen.link.up {
+            faults.push(format!("{name} is down on the host"));
+        }
+    }
+    for (key, object, role) in attach::host_objects(attachment) {
+        if !is_there(&mut socket, &key, &object)? {
+            faults.push(format!("{key} is not as it should be on the host ({role})"));
+        }
+    }
+    Ok(faults)
+}
+
+fn is_there(socket: &mut Socket, key: &Key, object: &Object) -> Result<bool, LinuxError> {
+    let number = |socket: &Socket, dev| link::number_of(socket, dev);
+    Ok(match (key, object) {
+        (Key::DeviceSysctl(dev, which), Object::Sysctl(value)) => {
+            sysctl::read(&which.path(*dev))?.is_none_or(|is| is == *value)
+        }
+        (Key::Address(dev, net), _) => match number(socket, *dev)? {
+            Some(number) => addresses_on(socket, number)?.contains(net),
+            None => false,
+        },
+        (Key::Route(prefix, _), Object::Route(via)) => {
+            let number = via.device().map(|dev| number(socket, dev)).transpose()?.flatten();
+            let wanted = number.map(route::To::Link);
+            let there = route::read(socket, prefix.family(), PROTOCOL)?;
+            wanted.is_some() && there.iter().any(|there| there.prefix == *prefix && there.to == wanted)
+        }
+        _ => true,
+    })
+}
+
+/// The addresses that a link bears.
+pub(crate) fn addresses_on(socket: &mut Socket, number: u32) -> Result<Vec<IpNet>, LinuxError> {
+    let mut w = Writer::default();
+    address::list(&mut w);
+    socket.dump("list addresses", &mut w, Vec::new, |all: &mut Vec<_>, message| {
+        all.extend(address::parse(message.payload).filter(|a| a.index == number).map(|a| a.net));
+    })
+}
+
+/// Whether an interface of this name is in the namespace.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn exists_in(netns: &NetNs, ifname: IfName) -> Result<bool, LinuxError> {
+    netns.run(|| Ok(link::number_of(&Socket::open(Protocol::Route)?, ifname)?.is_some()))?
+}
