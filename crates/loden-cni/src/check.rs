@@ -27,7 +27,9 @@ pub fn run(call: &Call) -> Result<(), CniError> {
         }
     }
     let path = call.environment.netns.clone().unwrap_or_default();
-    let looked = pod::check(&attachment, &path);
+    // A node that is not ready says nothing of its MTU.
+    let mtu_node = call.node(Code::CheckFailed).ok().map(|node| node.mtu_pod);
+    let looked = pod::check(&attachment, &path, mtu_node);
     faults.extend(looked.map_err(|error| failed(format!("the attachment {key} cannot be looked at"), &error))?);
     if faults.is_empty() {
         return Ok(());

@@ -156,7 +156,13 @@ pub fn pod_nets(attachment: &Attachment) -> Vec<IpNet> {
     }
 }
 
-/// The host's end as it should be, with the MTU for pods in bytes; a macvlan has none.
+/// The MTU of an attachment in bytes: the node's, where that is known, unless it was asked for.
+#[must_use]
+pub fn mtu(attachment: &Attachment, mtu_node: Option<u32>) -> u32 {
+    mtu_node.filter(|_| !attachment.mtu_is_asked).unwrap_or(attachment.mtu)
+}
+
+/// The host's end as it should be, with the node's MTU for pods in bytes; a macvlan has none.
 #[must_use]
 pub fn host_link(attachment: &Attachment, mtu_node: Option<u32>) -> Option<(IfName, Link)> {
     let (mac, master, port) = match &attachment.attach {
@@ -166,7 +172,7 @@ pub fn host_link(attachment: &Attachment, mtu_node: Option<u32>) -> Option<(IfNa
     };
     let link = Link {
         kind: LinkKind::Veth { pod: Some(PodSide { netns: attachment.netns.clone(), ifname: attachment.key.ifname }) },
-        mtu: mtu_node.filter(|_| !attachment.mtu_is_asked).unwrap_or(attachment.mtu),
+        mtu: mtu(attachment, mtu_node),
         mac,
         up: true,
         master,

@@ -9,7 +9,8 @@ use loden_core::kernel::default_priority;
 use loden_core::model::{Family, IfName, PerFamily, Prefix};
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::netns::NetNs;
-use loden_linux::rt::{address, link, route};
+use loden_linux::rt::link::{self, NO_GROUP, VethEnd};
+use loden_linux::rt::{address, route};
 use loden_linux::{LinuxError, sysctl};
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -160,23 +161,8 @@ fn wire(near: &NetNs, near_name: &str, far: &NetNs, far_name: &str, mtu: u32, br
     in_ns(near, near_name, || {
         let near_name = name_of(near_name)?;
         send(|w| {
-            w.begin(link::NEW, 0x600);
-            w.raw(&link::info(0, 0, 0));
-            w.text(link::ifla::IFNAME, near_name.as_str());
-            w.u32(link::ifla::MTU, mtu);
-            let info = w.nest(link::ifla::LINKINFO);
-            w.text(link::ifla::INFO_KIND, "veth");
-            let data = w.nest(link::ifla::INFO_DATA);
-            // VETH_INFO_PEER
-            let peer = w.nest(1);
-            w.raw(&link::info(0, 0, 0));
-            w.text(link::ifla::IFNAME, far_name);
-            w.u32(link::ifla::MTU, mtu);
-            w.u32(link::ifla::NET_NS_FD, far_fd);
-            w.close(peer);
-            w.close(data);
-            w.close(info);
-            w.end();
+            let end = |name| VethEnd { name, mtu, mac: None, group: NO_GROUP, master: None };
+            link::create_veth(w, end(near_name), end(name_of(far_name)?), far_fd);
             link::no_made_up_address(w, near_name);
             link::set_up(w, near_name, true);
             Ok(())
@@ -187,11 +173,7 @@ fn wire(near: &NetNs, near_name: &str, far: &NetNs, far_name: &str, mtu: u32, br
         let bridge = if bridged { Some(number_of("br0")?) } else { None };
         send(|w| {
             if let Some(bridge) = bridge {
-                w.begin(link::SET, 0);
-                w.raw(&link::info(0, 0, 0));
-                w.text(link::ifla::IFNAME, far_name.as_str());
-                w.u32(link::ifla::MASTER, bridge);
-                w.end();
+                link::set_master(w, far_name, bridge);
             }
             link::no_made_up_address(w, far_name);
             link::set_up(w, far_name, true);

@@ -11,10 +11,8 @@ use crate::error::LinuxError;
 use crate::netlink::{Socket, Writer};
 use crate::netns::NetNs;
 use crate::pod::{addresses_on, set_sysctl};
-use crate::rt::{address, link};
-
-/// The group of links that the network interfaces of a host are in by default: nobody's mark.
-const NO_GROUP: u32 = 0;
+use crate::rt::address;
+use crate::rt::link::{self, NO_GROUP};
 
 /// Gives the bridge's number; one that the plugin is to make is as it should be then.
 ///

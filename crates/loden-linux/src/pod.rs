@@ -151,21 +151,23 @@ pub(crate) fn set_sysctl(path: &str, value: i64) -> Result<(), LinuxError> {
     }
 }
 
-/// What CHECK finds wrong: one line each. The pod's side is looked at in the namespace that the path names.
+/// What CHECK finds wrong: one line each. The pod's side is looked at in the namespace that the path names; the node's MTU for
+/// pods, in bytes, may have changed since it was attached.
 ///
 /// # Errors
 /// [`LinuxError`] when something cannot be looked at.
-pub fn check(attachment: &Attachment, netns: &str) -> Result<Vec<String>, LinuxError> {
-    let mut faults = check_host(attachment)?;
+pub fn check(attachment: &Attachment, netns: &str, mtu_node: Option<u32>) -> Result<Vec<String>, LinuxError> {
+    let mtu = attach::mtu(attachment, mtu_node);
+    let mut faults = check_host(attachment, mtu)?;
     match NetNs::open(Path::new(netns)) {
-        Ok(netns) => faults.extend(netns.run(|| check_pod(attachment))??),
+        Ok(netns) => faults.extend(netns.run(|| check_pod(attachment, mtu))??),
         Err(error) => faults.push(format!("the pod has gone: {error}")),
     }
     Ok(faults)
 }
 
 /// Runs inside the pod's namespace.
-fn check_pod(attachment: &Attachment) -> Result<Vec<String>, LinuxError> {
+fn check_pod(attachment: &Attachment, mtu: u32) -> Result<Vec<String>, LinuxError> {
     let mut socket = Socket::open(Protocol::Route)?;
     let ifname = attachment.key.ifname;
     let Some(seen) = link::read(&mut socket, ifname)? else {
@@ -175,8 +177,8 @@ fn check_pod(attachment: &Attachment) -> Result<Vec<String>, LinuxError> {
     if !seen.link.up && !attachment.is_down {
         faults.push(format!("interface {ifname} is down in the pod"));
     }
-    if seen.link.mtu != attachment.mtu {
-        faults.push(format!("interface {ifname} has MTU {} in the pod, not {}", seen.link.mtu, attachment.mtu));
+    if seen.link.mtu != mtu {
+        faults.push(format!("interface {ifname} has MTU {} in the pod, not {mtu}", seen.link.mtu));
     }
     if seen.link.mac != Some(attachment.mac) {
         let is = seen.link.mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string());
@@ -202,7 +204,7 @@ fn check_pod(attachment: &Attachment) -> Result<Vec<String>, LinuxError> {
     Ok(faults)
 }
 
-fn check_host(attachment: &Attachment) -> Result<Vec<String>, LinuxError> {
+fn check_host(attachment: &Attachment, mtu: u32) -> Result<Vec<String>, LinuxError> {
     let mut socket = Socket::open(Protocol::Route)?;
     let mut faults = Vec::new();
     if let Some((name, wanted)) = attach::host_link(attachment, None) {
@@ -219,6 +221,9 @@ fn check_host(attachment: &Attachment) -> Result<Vec<String>, LinuxError> {
         }
         if let Some(mac) = wanted.mac.filter(|mac| seen.link.mac != Some(*mac)) {
             faults.push(format!("{name} has not the Ethernet address {mac}, which pods know their gateway by"));
+        }
+        if seen.link.mtu != mtu {
+            faults.push(format!("{name} has MTU {} on the host, not {mtu}", seen.link.mtu));
         }
         if !seen.link.up {
             faults.push(format!("{name} is down on the host"));

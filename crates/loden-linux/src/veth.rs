@@ -13,10 +13,7 @@ use loden_core::model::{Attachment, AttachmentKey, IfName};
 use crate::error::LinuxError;
 use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
-use crate::rt::link;
-
-/// `VETH_INFO_PEER`
-const PEER: u16 = 1;
+use crate::rt::link::{self, NO_GROUP, VethEnd};
 
 /// Makes the pair and sets the host's end up.
 ///
@@ -48,34 +45,10 @@ fn make_pair(
     netns: &NetNs,
 ) -> Result<(), LinuxError> {
     let mut w = Writer::default();
-    // NLM_F_CREATE | NLM_F_EXCL
-    w.begin(link::NEW, 0x600);
-    w.raw(&link::info(0, 0, 0));
-    w.text(link::ifla::IFNAME, name.as_str());
-    w.u32(link::ifla::MTU, host_side.mtu);
-    if let Some(master) = master {
-        w.u32(link::ifla::MASTER, master);
-    }
-    if let Some(mac) = host_side.mac {
-        w.mac(link::ifla::ADDRESS, mac);
-    }
-    w.u32(link::ifla::GROUP, host_side.group);
-    one_queue(&mut w);
-    let info = w.nest(link::ifla::LINKINFO);
-    w.text(link::ifla::INFO_KIND, "veth");
-    let data = w.nest(link::ifla::INFO_DATA);
-    let peer = w.nest(PEER);
-    // The peer must not be set up here: the pair is not tied yet (ENOTCONN).
-    w.raw(&link::info(0, 0, 0));
-    w.text(link::ifla::IFNAME, attachment.key.ifname.as_str());
-    w.u32(link::ifla::MTU, attachment.mtu);
-    w.mac(link::ifla::ADDRESS, attachment.mac);
-    one_queue(&mut w);
-    w.u32(link::ifla::NET_NS_FD, netns.as_fd().as_raw_fd().cast_unsigned());
-    w.close(peer);
-    w.close(data);
-    w.close(info);
-    w.end();
+    let near = VethEnd { name, mtu: host_side.mtu, mac: host_side.mac, group: host_side.group, master };
+    let (ifname, mac) = (attachment.key.ifname, Some(attachment.mac));
+    let far = VethEnd { name: ifname, mtu: attachment.mtu, mac, group: NO_GROUP, master: None };
+    link::create_veth(&mut w, near, far, netns.as_fd().as_raw_fd().cast_unsigned());
     link::no_made_up_address(&mut w, name);
     if host_side.port != Port::default() {
         link::set_port(&mut w, name, host_side.port);
@@ -91,13 +64,6 @@ fn make_pair(
         let _ = delete(name);
         error.renamed(&what)
     })
-}
-
-/// A veth uses one queue. Unless told so, the kernel makes one for each possible processor, with its files in sysfs, and takes
-/// all but one away again, which costs a grace period (drivers/net/veth.c, `veth_init_queues`).
-fn one_queue(w: &mut Writer) {
-    w.u32(link::ifla::NUM_TX_QUEUES, 1);
-    w.u32(link::ifla::NUM_RX_QUEUES, 1);
 }
 
 /// Takes the host's end of an attachment out of its bridge and down, for the reaper: so its routes go as well. A missing one

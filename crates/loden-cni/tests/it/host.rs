@@ -154,6 +154,17 @@ impl Host {
         left
     }
 
+    pub fn ns(&self) -> &NetNs {
+        &self.ns
+    }
+
+    /// A link of the host.
+    pub fn link(&self, name: &str) -> link::Seen {
+        let name = name.parse().expect("a name");
+        let read = || link::read(&mut Socket::open(Protocol::Route).expect("a socket"), name);
+        self.run_in(read).expect("asked").expect("there")
+    }
+
     pub fn run_in<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.ns.run(work).expect("a thread")
     }
@@ -170,8 +181,13 @@ impl Drop for Host {
 
 /// Whether a datagram from one gets to the other.
 pub fn reaches(from: &NetNs, to: &NetNs, addr: IpAddr) -> bool {
+    reaches_within(from, to, addr, Duration::from_secs(5))
+}
+
+/// The same, with less patience where it is not to be.
+pub fn reaches_within(from: &NetNs, to: &NetNs, addr: IpAddr, patience: Duration) -> bool {
     let server = to.run(|| UdpSocket::bind((addr, 4000)).expect("bound")).expect("a thread");
-    server.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    server.set_read_timeout(Some(patience)).expect("a timeout");
     from.run(|| {
         let any: IpAddr = if addr.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
         UdpSocket::bind((any, 0)).expect("bound").send_to(b"hello", (addr, 4000)).expect("sent");

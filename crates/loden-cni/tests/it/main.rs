@@ -1,8 +1,12 @@
 //! The plugin, executed as a runtime does, on a host of its own: a namespace with the bridge that the agent would make.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
 
+mod addresses;
+mod bridges;
 mod faults;
 mod host;
 mod kills;
+mod macvlan;
 mod routed;
 mod verbs;
+mod wire;

@@ -84,7 +84,7 @@ pub fn draft(
         key,
         attach,
         demand,
-        routes: make.ipam.routes.clone().unwrap_or_default(),
+        routes: make.ipam.routes.clone().filter(|_| !is_down).unwrap_or_default(),
         is_default,
         is_down,
         pod: environment.pod(),

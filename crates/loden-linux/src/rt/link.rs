@@ -17,6 +17,8 @@ pub const GET: u16 = 18;
 /// `RTM_SETLINK`.
 pub const SET: u16 = 19;
 
+/// The group that links are in unless told otherwise: nobody's mark.
+pub const NO_GROUP: u32 = 0;
 /// Length of `struct ifinfomsg`.
 pub const INFO: usize = 16;
 const IFF_UP: u32 = 1;
@@ -73,6 +75,8 @@ pub struct Seen {
     pub underlay: Option<u32>,
     /// Whether packets can leave: up and with a carrier. The kernel drops a link's nexthops when this ends.
     pub is_running: bool,
+    /// Whether it takes in all frames.
+    pub is_promiscuous: bool,
 }
 
 /// `struct ifinfomsg`.
@@ -108,6 +112,67 @@ pub fn create(w: &mut Writer, name: IfName, link: &Link, underlay: Option<u32>, 
         w.u32(ifla::MASTER, master);
     }
     kind(w, &link.kind, underlay, true);
+    w.end();
+}
+
+/// An end of a veth pair, when it is made.
+#[derive(Debug, Clone, Copy)]
+pub struct VethEnd {
+    /// Its name.
+    pub name: IfName,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its Ethernet address; `None`: a random one.
+    pub mac: Option<Mac>,
+    /// Its group.
+    pub group: u32,
+    /// The number of its bridge; the far end has none.
+    pub master: Option<u32>,
+}
+
+/// `VETH_INFO_PEER`
+const PEER: u16 = 1;
+
+/// Makes a veth pair, its far end in the namespace of a descriptor. Both are still down: the far one cannot be set up before the
+/// pair is tied (ENOTCONN).
+pub fn create_veth(w: &mut Writer, near: VethEnd, far: VethEnd, far_namespace: u32) {
+    w.begin(NEW, CREATE | EXCL);
+    veth_end(w, near);
+    let link_info = w.nest(ifla::LINKINFO);
+    w.text(ifla::INFO_KIND, "veth");
+    let data = w.nest(ifla::INFO_DATA);
+    let peer = w.nest(PEER);
+    veth_end(w, far);
+    w.u32(ifla::NET_NS_FD, far_namespace);
+    w.close(peer);
+    w.close(data);
+    w.close(link_info);
+    w.end();
+}
+
+fn veth_end(w: &mut Writer, end: VethEnd) {
+    w.raw(&info(0, 0, 0));
+    w.text(ifla::IFNAME, end.name.as_str());
+    w.u32(ifla::MTU, end.mtu);
+    if let Some(mac) = end.mac {
+        w.mac(ifla::ADDRESS, mac);
+    }
+    if let Some(master) = end.master {
+        w.u32(ifla::MASTER, master);
+    }
+    w.u32(ifla::GROUP, end.group);
+    // A veth uses one queue. Unless told so, the kernel makes one for each possible processor, with its files in sysfs, and takes
+    // all but one away again, which costs a grace period (drivers/net/veth.c, `veth_init_queues`).
+    w.u32(ifla::NUM_TX_QUEUES, 1);
+    w.u32(ifla::NUM_RX_QUEUES, 1);
+}
+
+/// Makes a link a port of a bridge.
+pub fn set_master(w: &mut Writer, name: IfName, bridge: u32) {
+    w.begin(SET, 0);
+    w.raw(&info(0, 0, 0));
+    w.text(ifla::IFNAME, name.as_str());
+    w.u32(ifla::MASTER, bridge);
     w.end();
 }
 
@@ -318,6 +383,7 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
         master: number(ifla::MASTER).filter(|m| *m != 0),
         underlay,
         is_running: flags & RUNNING == RUNNING,
+        is_promiscuous: flags & IFF_PROMISC != 0,
     })
 }
 
