@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use loden_core::api::{Event as ApiEvent, Ipam, PlanReply, Status};
 use loden_core::cni::{NodeBlock, NodeFile};
 use loden_core::kernel::Event;
+use loden_core::kernel::nft::TABLE_PORTS;
 use loden_core::model::IfName;
 use loden_core::view::{Local, Problem};
 use loden_linux::ledger::Ledger;
@@ -34,6 +35,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 /// Parked veths are deleted together: one deletion costs the kernel a grace period, a hundred at once not much more.
 const REAP_EVERY: Duration = Duration::from_millis(50);
+
+/// How long after a change of the plugin's table it is looked at: mostly the plugin itself has changed it, and more follows.
+const PORTS_AFTER: Duration = Duration::from_millis(50);
 
 /// How long after an unfinished attachment was seen it is looked whether its ADD still lives.
 const SWEEP_AFTER: Duration = Duration::from_secs(1);
@@ -105,6 +109,8 @@ struct Loop {
     reap: Option<Instant>,
     /// When to look for what killed ADDs left.
     sweep: Option<Instant>,
+    /// When to look at the plugin's table.
+    ports: Option<Instant>,
     is_underlay_stale: bool,
 }
 
@@ -121,6 +127,7 @@ impl Worker {
             // What a former agent left parked is reaped at once.
             reap: Some(Instant::now()),
             sweep: Some(Instant::now()),
+            ports: Some(Instant::now()),
             is_underlay_stale: true,
         };
         loop {
@@ -155,7 +162,10 @@ impl Worker {
             earliest.max(since + BREATH)
         });
         let retry = state.retry.map(|(at, _)| at);
-        [gathered, retry, state.reap, state.sweep].into_iter().flatten().fold(state.next_resync, Instant::min)
+        [gathered, retry, state.reap, state.sweep, state.ports]
+            .into_iter()
+            .flatten()
+            .fold(state.next_resync, Instant::min)
     }
 
     /// Takes in one message; says whether it calls for a round.
@@ -171,6 +181,10 @@ impl Worker {
             }
             Inbox::Kernel(Event::Parked) => {
                 state.reap.get_or_insert_with(|| Instant::now() + REAP_EVERY);
+                false
+            }
+            Inbox::Kernel(Event::Ports) => {
+                state.ports.get_or_insert_with(|| Instant::now() + PORTS_AFTER);
                 false
             }
             Inbox::Kernel(Event::Underlay) => {
@@ -213,12 +227,17 @@ impl Worker {
             state.sweep = None;
             self.sweep(reconciler);
         }
+        if state.ports.is_some_and(|at| at <= now) {
+            state.ports = None;
+            self.repair_ports(reconciler);
+        }
         if state.next_resync <= now {
             // A tenth more or less, by the clock's own noise, so that nodes do not move in step.
             let noise = now.elapsed().subsec_nanos() % 200;
             state.next_resync = now + self.resync * (900 + noise) / 1000;
             state.is_underlay_stale = true;
             state.sweep.get_or_insert(now);
+            state.ports.get_or_insert(now);
             reconciler.resync();
             state.waiting_since.get_or_insert(now);
         }
@@ -265,6 +284,18 @@ impl Worker {
                 reconciler.events.push("sweep", &format!("attachment {key}"), text);
             }),
             Err(error) => tracing::warn!(%error, "what killed ADDs left cannot be swept; it is tried again"),
+        }
+    }
+
+    /// Makes the plugin's table right again, if somebody else changed it.
+    fn repair_ports(&self, reconciler: &mut Reconciler<LinuxKernel>) {
+        match Ledger::new(self.run_dir.clone()).repair_ports() {
+            Ok(true) => {
+                let text = "was not as the attachments say; it is again".to_owned();
+                reconciler.events.push("repair", &format!("nft table inet {TABLE_PORTS}"), text);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "ports of pods cannot be looked at; it is tried again"),
         }
     }
 

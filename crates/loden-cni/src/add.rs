@@ -59,7 +59,7 @@ fn finish(call: &Call, reservation: &mut Reservation, netns: &NetNs) -> Result<(
         }
     })?;
     fault::point("add-made");
-    call.ledger().complete(reservation).map_err(|error| failed("the attachment cannot be written down", &error))
+    call.ledger().complete(reservation).map_err(refused)
 }
 
 /// The macvlan's master, on the host or in the pod.
@@ -90,6 +90,9 @@ fn refused(error: ReserveError) -> CniError {
         ReserveError::Taken { .. } | ReserveError::Outside { .. } => {
             CniError::new(Code::NoAddress, "the address that is asked for cannot be given").with(error.to_string())
         }
-        ReserveError::Files(error) => failed("no address can be reserved", &error),
+        ReserveError::PortTaken { .. } => {
+            CniError::new(Code::PortTaken, "a port of the host cannot be given").with(error.to_string())
+        }
+        ReserveError::Files(error) => failed("the attachment cannot be written down", &error),
     }
 }

@@ -8,7 +8,10 @@ use ipnet::IpNet;
 use crate::ipam::Demand;
 use crate::kernel::link::{Link, LinkKind, PodSide, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
-use crate::model::{Attach, Attachment, AttachmentKey, Family, Fnv, IfName, Mac, PodAddress, PodRoute, Prefix};
+use crate::model::{
+    Attach, Attachment, AttachmentKey, Family, Fnv, IfName, Mac, PodAddress, PodRoute, PortMapping, Prefix,
+};
+use crate::ports;
 
 /// The Ethernet address of the host's end of every routed pod: what a pod has learned of its gateway is true for the next one.
 pub const ROUTED_HOST_MAC: Mac = Mac([0xee; 6]);
@@ -75,6 +78,10 @@ pub struct Draft {
     pub mtu_is_asked: bool,
     /// Whether the pod's interface is left down.
     pub is_down: bool,
+    /// Ports of the host that lead to it.
+    pub ports: Vec<PortMapping>,
+    /// Whether what it sends to the outside takes the host's address.
+    pub masquerade: bool,
     /// The path of the pod's network namespace.
     pub netns: String,
     /// The pod's namespace and name.
@@ -97,6 +104,8 @@ impl Draft {
             mtu: self.mtu,
             mtu_is_asked: self.mtu_is_asked,
             is_down: self.is_down,
+            ports: self.ports.clone(),
+            masquerade: self.masquerade,
             netns: self.netns.clone(),
             pod: self.pod.clone(),
         }
@@ -186,14 +195,19 @@ pub fn host_link(attachment: &Attachment, mtu_node: Option<u32>) -> Option<(IfNa
 /// keeps it right.
 #[must_use]
 pub fn host_objects(attachment: &Attachment) -> Vec<(Key, Object, &'static str)> {
-    match (&attachment.attach, attachment.host_side) {
+    let mut objects = match (&attachment.attach, attachment.host_side) {
         (Attach::Routed, Some(dev)) => routed_objects(attachment, dev),
         (Attach::Macvlan(macvlan), _) => {
             let dev = macvlan.host_link;
             dev.map(|dev| attachment.ips().map(|addr| pod_route(addr, dev)).collect()).unwrap_or_default()
         }
         _ => Vec::new(),
+    };
+    if let Some(dev) = ports::host_device(attachment).filter(|_| ports::serves_loopback(attachment)) {
+        let key = Key::DeviceSysctl(dev, DeviceSysctl::RouteLocalnet);
+        objects.push((key, Object::Sysctl(1), "the host calls the pod by its loopback address"));
     }
+    objects
 }
 
 fn pod_route(addr: IpAddr, dev: IfName) -> (Key, Object, &'static str) {

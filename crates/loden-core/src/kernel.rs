@@ -156,6 +156,9 @@ pub enum DeviceSysctl {
     ProxyArp,
     /// `net/ipv4/neigh/DEV/proxy_delay`: how long at most such an answer waits, in the kernel's ticks.
     ProxyDelay,
+    /// `net/ipv4/conf/DEV/route_localnet`: whether the host's calls by its loopback address may leave by it, and their answers come
+    /// back. What else comes to that address is dropped (the table `loden_ports`).
+    RouteLocalnet,
 }
 
 impl DeviceSysctl {
@@ -168,6 +171,7 @@ impl DeviceSysctl {
             Self::RpFilter => ("ipv4/conf", "rp_filter"),
             Self::ProxyArp => ("ipv4/conf", "proxy_arp"),
             Self::ProxyDelay => ("ipv4/neigh", "proxy_delay"),
+            Self::RouteLocalnet => ("ipv4/conf", "route_localnet"),
         };
         format!("net/{place}/{dev}/{leaf}")
     }
@@ -323,6 +327,8 @@ pub enum Event {
     Seen(Key, Object),
     /// The object is gone.
     Gone(Key),
+    /// The plugin's table has changed, by the plugin or by somebody else.
+    Ports,
     /// A veth was parked: the reaper has work.
     Parked,
     /// Addresses, routes or state of the external interface may have changed.

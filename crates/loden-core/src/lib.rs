@@ -16,5 +16,6 @@ pub mod kernel;
 pub mod masquerade;
 pub mod model;
 pub mod plan;
+pub mod ports;
 pub mod underlay;
 pub mod view;

@@ -66,7 +66,7 @@ fn prefixes<'a>(family: Family, pools: impl Iterator<Item = &'a Pool>) -> Set {
 }
 
 /// What goes to a group is never masqueraded: 224.0.0.0/4 (RFC 5771), ff00::/8 (RFC 4291 section 2.7).
-fn multicast(family: Family) -> Prefix {
+pub(crate) fn multicast(family: Family) -> Prefix {
     match family {
         Family::V4 => Prefix::holding([224, 0, 0, 0].into(), 4),
         Family::V6 => Prefix::holding([0xff00, 0, 0, 0, 0, 0, 0, 0].into(), 8),

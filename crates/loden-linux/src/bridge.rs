@@ -101,6 +101,16 @@ fn bear_gateways(
             settle(socket, &mut w, &format!("gateway {net} on bridge {name}"), &[libc::EEXIST])?;
         }
         set_sysctl(forwarding(Family::of(gateway)), 1)?;
+        // What is forwarded to a pod is asked for by a link-local address (`ndisc_send_ns`, net/ipv6/ndisc.c).
+        if gateway.is_ipv6() && !there.iter().any(|net| is_link_local(net.addr())) {
+            let mac = link::read(socket, name)?.and_then(|seen| seen.link.mac);
+            let link_local = mac.and_then(|mac| IpNet::new(mac.link_local().into(), 64).ok());
+            if let Some(net) = link_local {
+                let mut w = Writer::default();
+                address::add(&mut w, net, number);
+                settle(socket, &mut w, &format!("address {net} on bridge {name}"), &[libc::EEXIST])?;
+            }
+        }
     }
     Ok(())
 }
@@ -109,9 +119,14 @@ fn bear_gateways(
 fn is_in_the_way(other: IpNet, wanted: IpNet) -> bool {
     match (other.addr(), wanted.addr()) {
         (IpAddr::V4(_), IpAddr::V4(_)) => true,
+        (IpAddr::V6(_), IpAddr::V6(_)) if is_link_local(other.addr()) => false,
         (IpAddr::V6(_), IpAddr::V6(_)) => other.contains(&wanted.network()) || wanted.contains(&other.network()),
         _ => false,
     }
+}
+
+fn is_link_local(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
 }
 
 fn forwarding(family: Family) -> &'static str {

@@ -14,19 +14,22 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use loden_core::attach::{self, Draft};
 use loden_core::ipam::{Choice, Demand, Exhausted, Offer, RangeState, Supply};
-use loden_core::model::{Attachment, AttachmentKey, PodAddress};
+use loden_core::model::{Attachment, AttachmentKey, PodAddress, PortMapping};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::LinuxError;
 use crate::lock::FileLock;
-use crate::pod;
 use crate::run_dir::{Attachments, RunDir, remove_file, write_atomically};
+use crate::{pod, ports};
 
 /// How long the lock is waited for: with thousands of ADDs at once each holds it for well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What names of files of states end with.
 const STATE: &str = ".range";
+
+/// An address, the offer that it is of, and the state without it.
+type Found<'a> = (&'a Offer, RangeState, IpAddr);
 
 /// The ledger of one node.
 #[derive(Debug, Clone)]
@@ -61,6 +64,14 @@ pub enum ReserveError {
         addr: IpAddr,
         /// The ranges.
         ranges: String,
+    },
+    /// A port of the host that is asked for leads to another pod.
+    #[error("port {port} of the host is asked for and leads to {}", holder.as_ref().map_or_else(|| "another pod".to_owned(), |holder| who(holder)))]
+    PortTaken {
+        /// Which.
+        port: String,
+        /// Whose it is.
+        holder: Option<Box<Attachment>>,
     },
     /// Files.
     #[error(transparent)]
@@ -117,21 +128,56 @@ impl Ledger {
         Ok(Reservation { attachment, _under_way: under_way, lock_file })
     }
 
-    /// Writes down that the attachment is made.
+    /// Opens the attachment's ports and writes down that it is made.
     ///
     /// # Errors
-    /// [`LinuxError`]; also when a DEL came meanwhile: its addresses may be another's now.
-    pub fn complete(&self, reservation: &mut Reservation) -> Result<(), LinuxError> {
+    /// [`ReserveError::PortTaken`], and [`LinuxError`]; also when a DEL came meanwhile: its addresses may be another's now.
+    pub fn complete(&self, reservation: &mut Reservation) -> Result<(), ReserveError> {
         let key = &reservation.attachment.key;
         let _lock = self.lock()?;
         if self.run_dir.attachment(key)?.as_ref() != Some(&reservation.attachment) {
-            return Err(LinuxError::File {
+            return Err(ReserveError::Files(LinuxError::File {
                 path: self.run_dir.attachment_file(key)?.display().to_string(),
                 cause: "was removed by a DEL while its ADD was under way".to_owned(),
-            });
+            }));
         }
+        ports::add(&reservation.attachment, || self.run_dir.attachments().good).map_err(|error| {
+            if error.errno() == libc::EEXIST { self.port_taken(&reservation.attachment) } else { error.into() }
+        })?;
         reservation.attachment.complete = true;
-        self.run_dir.put_attachment(&reservation.attachment)
+        Ok(self.run_dir.put_attachment(&reservation.attachment)?)
+    }
+
+    /// Whose port it is that the attachment wants too.
+    fn port_taken(&self, attachment: &Attachment) -> ReserveError {
+        let others = self.run_dir.attachments().good;
+        let mut others = others.into_iter().filter(|there| there.complete);
+        let place = |port: &PortMapping| (port.protocol, port.host_port, port.host_ip);
+        let shared = |there: &Attachment| {
+            attachment.ports.iter().find(|port| there.ports.iter().any(|other| place(other) == place(port))).copied()
+        };
+        match others.find_map(|there| shared(&there).map(|port| (port, there))) {
+            Some((port, holder)) => ReserveError::PortTaken { port: port.to_string(), holder: Some(Box::new(holder)) },
+            None => {
+                let all: Vec<String> = attachment.ports.iter().map(ToString::to_string).collect();
+                ReserveError::PortTaken { port: all.join(" or "), holder: None }
+            }
+        }
+    }
+
+    /// Makes the kernel's table of pods' ports what the attachments say. Says whether something was otherwise.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn repair_ports(&self) -> Result<bool, LinuxError> {
+        self.run_dir.make()?;
+        let _lock = self.lock()?;
+        let found = self.run_dir.attachments();
+        match found.unreadable.into_iter().next() {
+            // Nobody knows whose ports are in it.
+            Some((_, error)) => Err(error),
+            None => ports::repair(&found.good),
+        }
     }
 
     /// Forgets an attachment and frees its addresses; a missing one is no error.
@@ -266,7 +312,7 @@ impl Ledger {
     }
 
     /// The address that is asked for, out of the offer that holds it.
-    fn claim<'a>(&self, choice: &'a [Offer], addr: IpAddr) -> Result<(&'a Offer, RangeState, IpAddr), ReserveError> {
+    fn claim<'a>(&self, choice: &'a [Offer], addr: IpAddr) -> Result<Found<'a>, ReserveError> {
         for offer in choice.iter().filter(|offer| offer.supply.range.index_of(addr).is_some()) {
             let mut state = self.state(&offer.supply)?;
             let is_free = state.claim(addr)
@@ -292,7 +338,7 @@ impl Ledger {
         choice: &'a [Offer],
         demand: &Demand,
         quarantine: u32,
-    ) -> Result<Result<(&'a Offer, RangeState, IpAddr), Vec<Exhausted>>, LinuxError> {
+    ) -> Result<Result<Found<'a>, Vec<Exhausted>>, LinuxError> {
         let mut full = Vec::new();
         for offer in choice {
             let mut state = self.state(&offer.supply)?;
@@ -315,9 +361,11 @@ impl Ledger {
         self.free(attachment)
     }
 
-    /// The file goes first: if this process is killed between, the states count addresses as in use that nobody has, and the
+    /// The ports go first: the address that they lead to is going to be another's. Of the rest
+    /// the file goes first: if this process is killed between, the states count addresses as in use that nobody has, and the
     /// sweep finds them. The other way round they could be given twice.
     fn free(&self, attachment: &Attachment) -> Result<(), LinuxError> {
+        ports::remove(attachment)?;
         let mut states: Vec<(&Supply, RangeState)> = Vec::new();
         for address in &attachment.addresses {
             let Some(supply) = &address.supply else { continue };

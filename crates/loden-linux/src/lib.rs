@@ -12,6 +12,7 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod pod;
+pub mod ports;
 pub mod rt;
 pub mod run_dir;
 pub mod sockopt;
@@ -22,6 +23,7 @@ pub mod veth;
 
 mod apply;
 mod bridge;
+mod conntrack;
 mod index;
 mod observe;
 

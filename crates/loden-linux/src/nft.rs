@@ -1,14 +1,15 @@
-//! nftables by raw netlink: loden's one table, read back and changed in transactions.
+//! nftables by raw netlink: loden's tables, read back and changed in transactions.
 //!
-//! The table is owned by this socket and persistent where the kernel can (owner since 5.12, persist since 6.9): no
-//! other process can change it while the agent lives, `nft flush ruleset` passes it by, and it stays when the agent dies.
+//! The agent's table is owned by this socket and persistent where the kernel can (owner since 5.12, persist since 6.9): no
+//! other process can change it while the agent lives, `nft flush ruleset` passes it by, and it stays when the agent dies. The plugin's is shared.
 
 mod decode;
 mod encode;
+mod form;
 
 use std::collections::BTreeMap;
 
-use loden_core::kernel::nft::{Command, Set, TABLE, Table, commands};
+use loden_core::kernel::nft::{Command, Set, Table, commands};
 
 use crate::error::LinuxError;
 use crate::netlink::attr::{Attrs, be32, text};
@@ -31,18 +32,19 @@ pub enum Ownership {
 #[derive(Debug)]
 pub struct Nft {
     socket: Socket,
+    table: &'static str,
     ownership: Ownership,
     /// Whether the table, as it is now, has been taken over by this socket.
     is_adopted: bool,
 }
 
 impl Nft {
-    /// Opens the socket that will own the table.
+    /// Opens the socket for a table, and with [`Ownership::Owned`] will own it.
     ///
     /// # Errors
     /// [`LinuxError::System`].
-    pub fn open() -> Result<Self, LinuxError> {
-        Ok(Self { socket: Socket::open(Protocol::Netfilter)?, ownership: Ownership::Owned, is_adopted: false })
+    pub fn open(table: &'static str, ownership: Ownership) -> Result<Self, LinuxError> {
+        Ok(Self { socket: Socket::open(Protocol::Netfilter)?, table, ownership, is_adopted: false })
     }
 
     /// Who may change the table.
@@ -70,7 +72,7 @@ impl Nft {
             Some(port) if port == self.socket.port() => self.is_adopted = true,
             Some(port) => {
                 return Err(LinuxError::Netlink {
-                    what: format!("nft table inet {TABLE}"),
+                    what: format!("nft table inet {}", self.table),
                     errno: libc::EPERM,
                     cause: format!(
                         "it is owned by another living process (netlink port {port}): is a second agent running?"
@@ -96,7 +98,7 @@ impl Nft {
                 let now = if self.owner()?.is_some() { Some(self.read()?) } else { None };
                 if now.as_ref() != old {
                     return Err(LinuxError::Netlink {
-                        what: format!("nft table inet {TABLE}"),
+                        what: format!("nft table inet {}", self.table),
                         errno: libc::EAGAIN,
                         cause: "it was changed by something else meanwhile; it is read again".to_owned(),
                     });
@@ -114,10 +116,27 @@ impl Nft {
             }
         }
         Err(LinuxError::Netlink {
-            what: format!("nft table inet {TABLE}"),
+            what: format!("nft table inet {}", self.table),
             errno: libc::EAGAIN,
             cause: format!("something else changed the ruleset {TRIES} times while it was written"),
         })
+    }
+
+    /// Sends commands as one transaction, whatever else the table holds.
+    ///
+    /// # Errors
+    /// [`LinuxError::Netlink`] naming the command that the kernel refused; nothing has changed then.
+    pub fn send(&mut self, commands: &[Command<'_>]) -> Result<(), LinuxError> {
+        let mut w = Writer::default();
+        let mut names = vec!["the transaction".to_owned()];
+        encode::batch_begin(&mut w, None);
+        for (n, command) in commands.iter().enumerate() {
+            encode::command(&mut w, self.table, command, u32::try_from(n + 1).unwrap_or(u32::MAX));
+            names.push(describe(command));
+        }
+        names.push("the transaction".to_owned());
+        encode::batch_end(&mut w);
+        self.socket.transaction(&mut w, &names)
     }
 
     fn transact(
@@ -130,16 +149,16 @@ impl Nft {
         let mut names = vec!["the transaction".to_owned()];
         encode::batch_begin(&mut w, generation);
         if old.is_none() || new.is_none() {
-            names.push(format!("table inet {TABLE}"));
+            names.push(format!("table inet {}", self.table));
         }
         match new {
-            None => encode::delete_table(&mut w),
+            None => encode::delete_table(&mut w, self.table),
             Some(new) => {
                 if old.is_none() {
-                    encode::new_table(&mut w, self.ownership == Ownership::Owned);
+                    encode::new_table(&mut w, self.table, self.ownership == Ownership::Owned);
                 }
                 for (n, command) in commands(old, new).iter().enumerate() {
-                    encode::command(&mut w, command, u32::try_from(n + 1).unwrap_or(u32::MAX));
+                    encode::command(&mut w, self.table, command, u32::try_from(n + 1).unwrap_or(u32::MAX));
                     names.push(describe(command));
                 }
             }
@@ -158,9 +177,9 @@ impl Nft {
         }
         let mut w = Writer::default();
         encode::batch_begin(&mut w, None);
-        encode::new_table(&mut w, true);
+        encode::new_table(&mut w, self.table, true);
         encode::batch_end(&mut w);
-        let table = format!("table inet {TABLE}");
+        let table = format!("table inet {}", self.table);
         match self.socket.transaction(&mut w, &["the transaction".to_owned(), table, String::new()]) {
             Ok(()) => self.is_adopted = true,
             // A plain table cannot be given an owner afterwards; it is shared until it is made anew.
@@ -181,7 +200,7 @@ impl Nft {
         let mut w = Writer::default();
         w.begin(msg::GET_TABLE, 0);
         w.raw(&family());
-        w.text(1, TABLE);
+        w.text(1, self.table);
         w.end();
         let mut owner = None;
         let results = self.socket.batch_with_echo(&mut w, |_, message| {
@@ -221,7 +240,7 @@ impl Nft {
 
     fn read_once(&mut self) -> Result<Table, LinuxError> {
         let mut table = Table::default();
-        let sets = self.list(msg::GET_SET, &[(1, TABLE)])?;
+        let sets = self.list(msg::GET_SET, &[(1, self.table)])?;
         for payload in &sets {
             if let Some((name, mut set)) = decode::set(Attrs::behind(payload, GENMSG)) {
                 self.read_elements(&name, &mut set)?;
@@ -230,7 +249,7 @@ impl Nft {
         }
         for payload in self.list(msg::GET_CHAIN, &[])? {
             let attrs = Attrs::behind(&payload, GENMSG);
-            if attrs.find(1).and_then(text) == Some(TABLE)
+            if attrs.find(1).and_then(text) == Some(self.table)
                 && let Some((name, chain)) = decode::chain(attrs)
             {
                 table.chains.insert(name, chain);
@@ -238,7 +257,7 @@ impl Nft {
         }
         let names: Vec<String> = table.chains.keys().cloned().collect();
         for name in names {
-            let rules = self.list(msg::GET_RULE, &[(1, TABLE), (2, &name)])?;
+            let rules = self.list(msg::GET_RULE, &[(1, self.table), (2, &name)])?;
             if let Some(chain) = table.chains.get_mut(&name) {
                 chain.rules = rules.iter().map(|p| decode::rule(Attrs::behind(p, GENMSG))).collect();
             }
@@ -248,8 +267,8 @@ impl Nft {
 
     fn read_elements(&mut self, name: &str, set: &mut Set) -> Result<(), LinuxError> {
         let mut keys = BTreeMap::new();
-        for payload in self.list(msg::GET_ELEMENT, &[(1, TABLE), (2, name)])? {
-            decode::elements(Attrs::behind(&payload, GENMSG), &mut keys);
+        for payload in self.list(msg::GET_ELEMENT, &[(1, self.table), (2, name)])? {
+            decode::elements(set, Attrs::behind(&payload, GENMSG), &mut keys);
         }
         set.elements = decode::assemble(set.key, keys);
         Ok(())

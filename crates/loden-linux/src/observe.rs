@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use loden_core::kernel::nft::TABLE;
 use loden_core::kernel::{Kernel, KernelError, Key, Object, Observed, PARKED_GROUP, Scope, Sort, Via};
 use loden_core::model::Family;
 use loden_core::plan::Step;
@@ -9,7 +10,7 @@ use loden_core::plan::Step;
 use crate::error::LinuxError;
 use crate::index::Index;
 use crate::netlink::{Protocol, Socket, Writer};
-use crate::nft::Nft;
+use crate::nft::{Nft, Ownership};
 use crate::rt::{address, link, neighbour, nexthop, route};
 use crate::sysctl::{self, Watch};
 
@@ -31,7 +32,7 @@ impl LinuxKernel {
     pub fn open() -> Result<Self, LinuxError> {
         Ok(Self {
             socket: Socket::open(Protocol::Route)?,
-            nft: Nft::open()?,
+            nft: Nft::open(TABLE, Ownership::Owned)?,
             index: Index::default(),
             writer: Writer::default(),
             sysctls: Watch::new(),

@@ -91,7 +91,9 @@ fn another_address_of_the_bridge_is_a_fault_unless_it_is_to_give_way() {
         let mut w = Writer::default();
         address::list(&mut w);
         Socket::open(Protocol::Route).expect("a socket").dump("list", &mut w, Vec::new, |all: &mut Vec<_>, m| {
-            all.extend(address::parse(m.payload).filter(|a| a.index == number).map(|a| a.net.to_string()));
+            all.extend(
+                address::parse(m.payload).filter(|a| a.index == number && a.is_global).map(|a| a.net.to_string()),
+            );
         })
     });
     let mut addresses = addresses.expect("listed");

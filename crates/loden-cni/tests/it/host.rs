@@ -224,6 +224,7 @@ fn make_bridge() {
     let mut w = Writer::default();
     link::create(&mut w, name, &bridge, None, None);
     link::set_up(&mut w, name, true);
+    link::set_up(&mut w, "lo".parse().expect("a name"), true);
     let mut socket = Socket::open(Protocol::Route).expect("a socket");
     for result in socket.batch(&mut w).expect("a batch") {
         result.expect("a bridge");
@@ -232,6 +233,8 @@ fn make_bridge() {
     // The first link of a fresh namespace behind the loopback.
     address::add(&mut w, "10.1.0.1/24".parse().expect("an address"), 2);
     address::add(&mut w, "fd01::1/64".parse().expect("an address"), 2);
+    // As the agent does: what is forwarded in IPv6 is asked for by a link-local address.
+    address::add(&mut w, "fe80::1/64".parse().expect("an address"), 2);
     for result in socket.batch(&mut w).expect("a batch") {
         result.expect("an address");
     }

@@ -7,6 +7,7 @@ mod faults;
 mod host;
 mod kills;
 mod macvlan;
+mod ports;
 mod routed;
 mod verbs;
 mod wire;

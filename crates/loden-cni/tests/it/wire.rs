@@ -41,7 +41,8 @@ impl Wire {
         let eth0 = number(host.ns(), "eth0");
         link::no_made_up_address(&mut w, name("eth0"));
         link::set_up(&mut w, name("eth0"), true);
-        for net in ["192.0.2.1/24", "2001:db8::1/64"] {
+        // What forwards IPv6 asks for its neighbours by a link-local address.
+        for net in ["192.0.2.1/24", "2001:db8::1/64", "fe80::1/64"] {
             address::add(&mut w, net.parse().expect("a net"), eth0);
         }
         send(host.ns(), &mut w);
@@ -76,7 +77,7 @@ fn number(ns: &NetNs, dev: &str) -> u32 {
 }
 
 /// Sends what is written inside the namespace; all of it must succeed.
-fn send(ns: &NetNs, w: &mut Writer) {
+pub fn send(ns: &NetNs, w: &mut Writer) {
     let results = ns.run(|| Socket::open(Protocol::Route).expect("a socket").batch(w).expect("a batch"));
     results.expect("a thread").into_iter().for_each(|result| result.expect("done"));
     w.clear();

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::keys::Keys;
 use super::{CniError, Code, Success, Verb, Version};
-use crate::model::{IfName, Mac, PLAIN_NAME, is_plain_name};
+use crate::model::{IfName, Mac, PLAIN_NAME, PortMapping, Transport, is_plain_name};
 
 pub use attach::{AttachConf, BridgeConf, MacvlanConf};
 pub use ipam::{IpamConf, IpamSource};
@@ -52,6 +52,10 @@ pub struct MakeConf {
     pub mac: Option<Mac>,
     /// The addresses that are asked for, by all of `args.cni.ips`, the pod's annotation and `runtimeConfig.ips`.
     pub ips: Vec<IpAddr>,
+    /// `runtimeConfig.portMappings`: ports of the host that lead to the pod.
+    pub ports: Vec<PortMapping>,
+    /// `ipMasq`: whether what the pod sends to the outside takes the host's address.
+    pub masquerade: bool,
     /// `dns`, or what the runtime says instead, in the result's form.
     pub dns: Option<Value>,
 }
@@ -110,6 +114,8 @@ impl MakeConf {
             mtu: keys.number("mtu")?.filter(|mtu| *mtu > 0),
             mac: asked.mac.or(mac),
             ips: asked.ips,
+            ports: asked.ports,
+            masquerade: keys.is_set("ipMasq")?,
             dns: asked.dns.or_else(|| keys.get("dns").cloned()),
         })
     }
@@ -127,6 +133,7 @@ impl MakeConf {
 struct Asked {
     mac: Option<Mac>,
     ips: Vec<IpAddr>,
+    ports: Vec<PortMapping>,
     dns: Option<Value>,
 }
 
@@ -146,6 +153,11 @@ impl Asked {
         }
         if let Some(runtime) = &runtime {
             asked.take(runtime, "mac", &runtime.all_parsed("ips", "addresses")?)?;
+            asked.ports = runtime
+                .objects("portMappings")?
+                .iter()
+                .filter_map(|p| port(p).transpose())
+                .collect::<Result<_, _>>()?;
             asked.dns = runtime.object("dns")?.map(|dns| dns_result(&dns)).transpose()?;
         }
         Ok(asked)
@@ -163,6 +175,18 @@ impl Asked {
         }
         Ok(())
     }
+}
+
+/// A port of the host; one without a number on the host's side leads from nowhere.
+fn port(keys: &Keys<'_>) -> Result<Option<PortMapping>, CniError> {
+    let Some(host_port) = keys.number::<u16>("hostPort")?.filter(|port| *port > 0) else { return Ok(None) };
+    let container_port = keys.number::<u16>("containerPort")?.filter(|port| *port > 0);
+    Ok(Some(PortMapping {
+        protocol: keys.parsed("protocol", "a protocol")?.unwrap_or(Transport::Tcp),
+        host_port,
+        container_port: container_port.ok_or_else(|| keys.wrong("containerPort", "a port from 1 to 65535"))?,
+        host_ip: keys.parsed("hostIP", "an address of the host")?,
+    }))
 }
 
 /// An address, with or without a length.

@@ -7,7 +7,7 @@ use super::{AttachConf, CniError, Code, Environment, IpamSource, MakeConf, NodeF
 use crate::attach::Draft;
 use crate::ipam::{Demand, Offer, Range, Supply};
 use crate::model::{
-    Attach, AttachmentKey, BridgePort, Family, IfName, Mac, Macvlan, MacvlanMode, OwnBridge, PodAddress,
+    Attach, AttachmentKey, BridgePort, Family, IfName, Mac, Macvlan, MacvlanMode, OwnBridge, PodAddress, PortMapping,
 };
 
 /// What is known of the host, as far as the configuration asks for it.
@@ -87,6 +87,8 @@ pub fn draft(
         routes: make.ipam.routes.clone().filter(|_| !is_down).unwrap_or_default(),
         is_default,
         is_down,
+        ports: ports(make)?,
+        masquerade: make.masquerade,
         pod: environment.pod(),
         netns: environment.netns.clone().unwrap_or_default(),
     })
@@ -177,7 +179,9 @@ fn bridge(conf: &BridgeConf, make: &MakeConf, node: Option<&NodeFile>) -> Result
     };
     Ok(Attach::Bridge(BridgePort {
         bridge,
-        hairpin: conf.hairpin,
+        // A pod that calls itself by a port of the host: where the bridge has its packets looked at (br_netfilter) they never
+        // leave it.
+        hairpin: conf.hairpin || (!make.ports.is_empty() && !conf.promiscuous),
         isolated: conf.isolated,
         own: (!is_node).then_some(own),
     }))
@@ -192,6 +196,16 @@ fn macvlan(conf: &MacvlanConf, master: IfName) -> Attach {
         broadcast_queue: conf.broadcast_queue,
         host_link: conf.host_link,
     })
+}
+
+/// Ports need a way from the host to the pod.
+fn ports(make: &MakeConf) -> Result<Vec<PortMapping>, CniError> {
+    match &make.attach {
+        AttachConf::Macvlan(conf) if conf.host_link.is_none() && !make.ports.is_empty() => {
+            Err(invalid("`portMappings` needs `hostLink` with a macvlan: without it the host does not reach its pods"))
+        }
+        _ => Ok(make.ports.clone()),
+    }
 }
 
 fn invalid(message: &str) -> CniError {

@@ -34,6 +34,8 @@ pub enum Code {
     NoAddress = 100,
     /// CHECK found something wrong.
     CheckFailed = 101,
+    /// A port of the host that is asked for leads to another pod.
+    PortTaken = 102,
     /// Anything else.
     Internal = 999,
 }

@@ -6,14 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
-use crate::model::{Family, Fnv, Prefix};
+use crate::model::{Family, Fnv, IfName, Prefix, Transport};
 
-/// The table's name, in family `inet`.
+/// The agent's table, in family `inet`.
 pub const TABLE: &str = "loden";
+/// The plugin's table, in family `inet`: the agent's own is closed to other processes, and pods come and go without it.
+pub const TABLE_PORTS: &str = "loden_ports";
 
 /// All that loden wants of nftables.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -31,8 +33,8 @@ pub struct Set {
     pub key: SetKey,
     /// What it maps its keys to.
     pub data: SetData,
-    /// The elements; with [`SetData::Verdict`] each has its verdict.
-    pub elements: BTreeMap<Element, Option<Verdict>>,
+    /// The elements; unless the data is [`SetData::None`] each has its value.
+    pub elements: BTreeMap<Element, Option<Value>>,
 }
 
 /// What a set's keys are.
@@ -42,6 +44,14 @@ pub enum SetKey {
     Prefix(Family),
     /// Single addresses of the family: a hash set.
     Address(Family),
+    /// Ports of a transport protocol.
+    Port,
+    /// The same at an address of the family.
+    AddressPort(Family),
+    /// Addresses of the family together with the link that a packet came in by.
+    InputAddress(Family),
+    /// Two addresses of the family: source and destination.
+    AddressPair(Family),
 }
 
 /// What a set maps its keys to.
@@ -51,6 +61,8 @@ pub enum SetData {
     None,
     /// A verdict: a verdict map.
     Verdict,
+    /// An address of the family and a port.
+    Target(Family),
 }
 
 /// A set's element.
@@ -60,6 +72,23 @@ pub enum Element {
     Prefix(Prefix),
     /// In a hash set.
     Address(IpAddr),
+    /// A port.
+    Port(Transport, u16),
+    /// A port at an address.
+    AddressPort(IpAddr, Transport, u16),
+    /// An address and the link that a packet came in by.
+    InputAddress(IfName, IpAddr),
+    /// A source and a destination.
+    AddressPair(IpAddr, IpAddr),
+}
+
+/// What an element is mapped to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Value {
+    /// A verdict.
+    Verdict(Verdict),
+    /// An address and a port.
+    Target(SocketAddr),
 }
 
 /// A chain.
@@ -160,6 +189,43 @@ pub enum Expr {
         value: u32,
         /// Whether another value is what matches.
         negate: bool,
+    },
+    /// The destination is one of the host's own addresses.
+    ToHost,
+    /// The packet came in by, or with `negate` by another than, this link.
+    Input {
+        /// The link.
+        name: IfName,
+        /// Whether another is what matches.
+        negate: bool,
+    },
+    /// The connection's destination was, or with `negate` was not, changed by a [`Expr::Redirect`].
+    Redirected {
+        /// Whether one that was not is what matches.
+        negate: bool,
+    },
+    /// The link that the packet came in by and its destination are in the set.
+    LookupInput {
+        /// The destination's family.
+        family: Family,
+        /// The set's name.
+        set: String,
+    },
+    /// Source and destination are in the set.
+    LookupPair {
+        /// Their family.
+        family: Family,
+        /// The set's name.
+        set: String,
+    },
+    /// The destination becomes what the map has for its port, or for its address and port; without an element the rule ends.
+    Redirect {
+        /// The destination's family.
+        family: Family,
+        /// The map's name.
+        map: String,
+        /// Whether the map's keys have the address too.
+        by_address: bool,
     },
     /// Counts packets and bytes.
     Counter,
@@ -291,7 +357,7 @@ pub fn commands<'a>(old: Option<&'a Table>, new: &'a Table) -> Vec<Command<'a>> 
     }
     for (name, set) in &new.sets {
         let was = old.sets.get(name).filter(|_| !set_is_new(name, set));
-        let has = |set: Option<&Set>, element: &Element, verdict: &Option<Verdict>| {
+        let has = |set: Option<&Set>, element: &Element, verdict: &Option<Value>| {
             set.is_some_and(|set| set.elements.get(element) == Some(verdict))
         };
         let gone: BTreeSet<_> = was
@@ -324,23 +390,23 @@ pub fn commands<'a>(old: Option<&'a Table>, new: &'a Table) -> Vec<Command<'a>> 
 /// Whether the rule looks into a set that is made anew: then it must be made anew too.
 fn uses_new_set(rule: &Rule, new: &Table, set_is_new: &dyn Fn(&str, &Set) -> bool) -> bool {
     rule.exprs.iter().any(|expr| match expr {
-        Expr::Lookup { set: name, .. } | Expr::VerdictMap { map: name, .. } => {
-            new.sets.get(name).is_some_and(|set| set_is_new(name, set))
-        }
+        Expr::Lookup { set: name, .. }
+        | Expr::VerdictMap { map: name, .. }
+        | Expr::LookupInput { set: name, .. }
+        | Expr::LookupPair { set: name, .. }
+        | Expr::Redirect { map: name, .. } => new.sets.get(name).is_some_and(|set| set_is_new(name, set)),
         _ => false,
     })
 }
 
 impl fmt::Display for Table {
-    /// The text that `nft list table inet loden` shows, less handles and counters.
+    /// The text that `nft list table` shows, less handles and counters.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {TABLE} {{")?;
         for (name, set) in &self.sets {
-            let sort = if set.data == SetData::Verdict { "map" } else { "set" };
-            let (SetKey::Prefix(family) | SetKey::Address(family)) = set.key;
-            let data = if set.data == SetData::Verdict { " : verdict" } else { "" };
+            let sort = if set.data == SetData::None { "set" } else { "map" };
             writeln!(f, "\t{sort} {name} {{")?;
-            writeln!(f, "\t\ttype {}{data}", if family == Family::V4 { "ipv4_addr" } else { "ipv6_addr" })?;
+            writeln!(f, "\t\ttype {}{}", set.key, set.data)?;
             if matches!(set.key, SetKey::Prefix(_)) {
                 writeln!(f, "\t\tflags interval")?;
             }
@@ -348,8 +414,8 @@ impl fmt::Display for Table {
                 let elements: Vec<_> = set
                     .elements
                     .iter()
-                    .map(|(element, verdict)| match verdict {
-                        Some(verdict) => format!("{element} : {verdict}"),
+                    .map(|(element, value)| match value {
+                        Some(value) => format!("{element} : {value}"),
                         None => element.to_string(),
                     })
                     .collect();
@@ -368,6 +434,41 @@ impl fmt::Display for Table {
             writeln!(f, "\t}}\n")?;
         }
         writeln!(f, "}}")
+    }
+}
+
+fn address_type(family: Family) -> &'static str {
+    if family == Family::V4 { "ipv4_addr" } else { "ipv6_addr" }
+}
+
+impl fmt::Display for SetKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prefix(family) | Self::Address(family) => f.write_str(address_type(*family)),
+            Self::Port => f.write_str("inet_proto . inet_service"),
+            Self::AddressPort(family) => write!(f, "{} . inet_proto . inet_service", address_type(*family)),
+            Self::InputAddress(family) => write!(f, "ifname . {}", address_type(*family)),
+            Self::AddressPair(family) => write!(f, "{0} . {0}", address_type(*family)),
+        }
+    }
+}
+
+impl fmt::Display for SetData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Verdict => f.write_str(" : verdict"),
+            Self::Target(family) => write!(f, " : {} . inet_service", address_type(*family)),
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Verdict(verdict) => verdict.fmt(f),
+            Self::Target(target) => write!(f, "{} . {}", target.ip(), target.port()),
+        }
     }
 }
 
@@ -412,6 +513,17 @@ impl fmt::Display for Expr {
             Self::Mark { mask, value, negate } => {
                 write!(f, "meta mark & {mask:#010x} {} {value:#010x}", if *negate { "!=" } else { "==" })
             }
+            Self::ToHost => write!(f, "fib daddr type local"),
+            Self::Input { name, negate } => write!(f, "iifname {}\"{name}\"", not(negate)),
+            Self::Redirected { negate } => {
+                write!(f, "ct status & dnat {} 0", if *negate { "==" } else { "!=" })
+            }
+            Self::LookupInput { family, set } => write!(f, "iifname . {} daddr @{set}", ip(family)),
+            Self::LookupPair { family, set } => write!(f, "{0} saddr . {0} daddr @{set}", ip(family)),
+            Self::Redirect { family, map, by_address } => {
+                let address = if *by_address { format!("{} daddr . ", ip(family)) } else { String::new() };
+                write!(f, "dnat {} to {address}meta l4proto . th dport map @{map}", ip(family))
+            }
             Self::Counter => write!(f, "counter"),
             Self::Masquerade => write!(f, "masquerade fully-random"),
             Self::Verdict(verdict) => verdict.fmt(f),
@@ -442,6 +554,10 @@ impl fmt::Display for Element {
         match self {
             Self::Prefix(prefix) => prefix.fmt(f),
             Self::Address(addr) => addr.fmt(f),
+            Self::Port(transport, port) => write!(f, "{transport} . {port}"),
+            Self::AddressPort(addr, transport, port) => write!(f, "{addr} . {transport} . {port}"),
+            Self::InputAddress(name, addr) => write!(f, "\"{name}\" . {addr}"),
+            Self::AddressPair(from, to) => write!(f, "{from} . {to}"),
         }
     }
 }

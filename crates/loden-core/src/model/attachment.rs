@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{IfName, Mac, Prefix};
+use super::{IfName, Mac, PortMapping, Prefix};
 use crate::ipam::Supply;
 
 /// What makes an attachment unique: the specification's pair of container and interface, within a network.
@@ -162,6 +162,12 @@ pub struct Attachment {
     /// Whether the pod's interface is left down: somebody else sets it up.
     #[serde(default)]
     pub is_down: bool,
+    /// Ports of the host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortMapping>,
+    /// Whether what it sends to the outside takes the host's address (`ipMasq`).
+    #[serde(default)]
+    pub masquerade: bool,
     /// The path of the pod's network namespace.
     pub netns: String,
     /// The pod's namespace and name, where the runtime gave them: for people and for events.

@@ -3,56 +3,62 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use loden_core::kernel::nft::{Chain, ChainKind, Element, Hook, HookPoint, Rule, Set, SetData, SetKey, Verdict};
+use loden_core::kernel::nft::{Chain, ChainKind, Element, Hook, HookPoint, Rule, Set, SetData, SetKey, Value, Verdict};
 use loden_core::model::{Family, Prefix};
 
-use super::encode::{DATA_VERDICT, INTERVAL_END, TYPE_V6, set_flag};
-use crate::netlink::attr::{Attrs, be32, ip, text};
+use super::encode::{INTERVAL_END, set_flag};
+use super::form::{data_of, element_of, key_of, target_of};
+use crate::netlink::attr::{Attrs, be32, text};
 
-/// Keys of a set as the kernel lists them: (address, whether it begins something) → verdict. An end sorts before a beginning.
-pub type Keys = BTreeMap<(IpAddr, bool), Option<Verdict>>;
+/// Keys of a set as the kernel lists them: (key, whether it begins something) → value. An end sorts before a beginning.
+pub type Keys = BTreeMap<(Element, bool), Option<Value>>;
 
-/// A set without its elements.
+/// A set without its elements; `None` for one of a form that loden does not write.
 pub fn set(attrs: Attrs<'_>) -> Option<(String, Set)> {
     let number = |kind| attrs.find(kind).and_then(be32).unwrap_or(0);
-    let family = if number(4) == TYPE_V6 { Family::V6 } else { Family::V4 };
     let flags = number(3);
     let set = Set {
-        key: if flags & set_flag::INTERVAL != 0 { SetKey::Prefix(family) } else { SetKey::Address(family) },
-        data: if flags & set_flag::MAP != 0 && number(6) == DATA_VERDICT { SetData::Verdict } else { SetData::None },
+        key: key_of(number(4), flags & set_flag::INTERVAL != 0)?,
+        data: if flags & set_flag::MAP == 0 { SetData::None } else { data_of(number(6)) },
         elements: BTreeMap::new(),
     };
     Some((attrs.find(2).and_then(text)?.to_owned(), set))
 }
 
 /// Adds the keys of one message.
-pub fn elements(attrs: Attrs<'_>, keys: &mut Keys) {
+pub fn elements(set: &Set, attrs: Attrs<'_>, keys: &mut Keys) {
     for (_, element) in attrs.find(3).map(Attrs::new).into_iter().flatten() {
         let element = Attrs::new(element);
-        let Some(addr) = element.find(1).and_then(|key| Attrs::new(key).find(1)).and_then(ip) else { continue };
+        let key = element.find(1).and_then(|key| Attrs::new(key).find(1));
+        let Some(key) = key.and_then(|key| element_of(set.key, key)) else { continue };
         let is_end = element.find(3).and_then(be32).unwrap_or(0) & INTERVAL_END != 0;
-        let verdict = element.find(2).and_then(|data| Attrs::new(data).find(2)).and_then(verdict);
-        keys.insert((addr, !is_end), verdict);
+        let value = element.find(2).map(Attrs::new).and_then(|data| match set.data {
+            SetData::None => None,
+            SetData::Verdict => data.find(2).and_then(verdict).map(Value::Verdict),
+            SetData::Target(family) => data.find(1).and_then(|bytes| target_of(family, bytes)).map(Value::Target),
+        });
+        keys.insert((key, !is_end), value);
     }
 }
 
 /// Makes elements of keys: an interval's two ends become its prefix.
-pub fn assemble(key: SetKey, keys: Keys) -> BTreeMap<Element, Option<Verdict>> {
+pub fn assemble(key: SetKey, keys: Keys) -> BTreeMap<Element, Option<Value>> {
     let SetKey::Prefix(family) = key else {
-        return keys.into_iter().map(|((addr, _), verdict)| (Element::Address(addr), verdict)).collect();
+        return keys.into_iter().map(|((element, _), value)| (element, value)).collect();
     };
     let mut elements = BTreeMap::new();
-    let mut open: Option<(IpAddr, Option<Verdict>)> = None;
-    for ((addr, begins), verdict) in keys {
-        if let Some((begin, verdict)) = open.take() {
-            elements.insert(interval(family, begin, number(addr).checked_sub(1)), verdict);
+    let mut open: Option<(IpAddr, Option<Value>)> = None;
+    for ((element, begins), value) in keys {
+        let Element::Address(addr) = element else { continue };
+        if let Some((begin, value)) = open.take() {
+            elements.insert(interval(family, begin, number(addr).checked_sub(1)), value);
         }
         if begins {
-            open = Some((addr, verdict));
+            open = Some((addr, value));
         }
     }
-    if let Some((begin, verdict)) = open {
-        elements.insert(interval(family, begin, None), verdict);
+    if let Some((begin, value)) = open {
+        elements.insert(interval(family, begin, None), value);
     }
     elements
 }

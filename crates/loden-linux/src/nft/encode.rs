@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 
 use loden_core::kernel::nft::{
-    Chain, ChainKind, Command, Element, Expr, Field, Rule, Set, SetData, SetKey, TABLE, Verdict,
+    Chain, ChainKind, Command, Element, Expr, Field, Rule, Set, SetData, SetKey, Value, Verdict,
 };
-use loden_core::model::Family;
+use loden_core::model::{Family, IfName};
+
+use super::form::{key_bytes, key_form, target_bytes, target_form};
 
 use crate::netlink::attr::Writer;
 use crate::netlink::socket::{APPEND, CREATE};
@@ -51,11 +53,6 @@ pub mod set_flag {
 pub const INTERVAL_END: u32 = 1;
 /// A set's data type when it maps to verdicts.
 pub const DATA_VERDICT: u32 = 0xffff_ff00;
-/// How `nft` is to show addresses: `ipv4_addr`, `ipv6_addr`.
-pub const TYPE_V4: u32 = 7;
-/// The same for IPv6.
-pub const TYPE_V6: u32 = 8;
-
 /// `struct nfgenmsg` of family inet.
 #[must_use]
 pub fn family() -> [u8; GENMSG] {
@@ -80,29 +77,29 @@ pub fn batch_end(w: &mut Writer) {
 }
 
 /// Makes the table, or takes over an orphan.
-pub fn new_table(w: &mut Writer, owned: bool) {
+pub fn new_table(w: &mut Writer, table: &str, owned: bool) {
     w.begin(msg::NEW_TABLE, CREATE);
     w.raw(&family());
-    w.text(1, TABLE);
+    w.text(1, table);
     // NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
     w.be32(2, if owned { 6 } else { 0 });
     w.end();
 }
 
 /// Deletes the table with all that is in it.
-pub fn delete_table(w: &mut Writer) {
+pub fn delete_table(w: &mut Writer, table: &str) {
     w.begin(msg::DEL_TABLE, 0);
     w.raw(&family());
-    w.text(1, TABLE);
+    w.text(1, table);
     w.end();
 }
 
 /// One command; `id` numbers new sets within the batch.
-pub fn command(w: &mut Writer, command: &Command<'_>, id: u32) {
+pub fn command(w: &mut Writer, table: &str, command: &Command<'_>, id: u32) {
     let mut head = |kind, flags| {
         w.begin(kind, flags);
         w.raw(&family());
-        w.text(1, TABLE);
+        w.text(1, table);
     };
     match command {
         Command::NewSet(name, set) => {
@@ -145,18 +142,24 @@ pub fn command(w: &mut Writer, command: &Command<'_>, id: u32) {
 }
 
 fn new_set(w: &mut Writer, name: &str, set: &Set, id: u32) {
-    let (family, is_interval) = match set.key {
-        SetKey::Prefix(family) => (family, true),
-        SetKey::Address(family) => (family, false),
-    };
-    let is_map = set.data == SetData::Verdict;
+    let is_interval = matches!(set.key, SetKey::Prefix(_));
+    let is_map = set.data != SetData::None;
     w.text(2, name);
     w.be32(3, if is_interval { set_flag::INTERVAL } else { 0 } | if is_map { set_flag::MAP } else { 0 });
-    w.be32(4, if family == Family::V4 { TYPE_V4 } else { TYPE_V6 });
-    w.be32(5, u32::from(family.bits() / 8));
-    if is_map {
-        w.be32(6, DATA_VERDICT);
-        w.be32(7, 0);
+    let (kind, len) = key_form(set.key);
+    w.be32(4, kind);
+    w.be32(5, len);
+    match set.data {
+        SetData::None => {}
+        SetData::Verdict => {
+            w.be32(6, DATA_VERDICT);
+            w.be32(7, 0);
+        }
+        SetData::Target(family) => {
+            let (kind, len) = target_form(family);
+            w.be32(6, kind);
+            w.be32(7, len);
+        }
     }
     w.be32(10, id);
 }
@@ -176,28 +179,31 @@ fn new_chain(w: &mut Writer, name: &str, chain: &Chain) {
 fn elements<'a>(w: &mut Writer, set: &Set, elements: impl Iterator<Item = &'a Element>) {
     let list = w.nest(3);
     for element in elements {
-        let verdict = set.elements.get(element).and_then(Option::as_ref);
-        match element {
-            Element::Address(addr) => self::element(w, *addr, 0, verdict),
-            Element::Prefix(prefix) => {
-                self::element(w, prefix.network(), 0, verdict);
-                // An interval that reaches the last address has no end.
-                if let Some(end) = next(prefix.last()) {
-                    self::element(w, end, INTERVAL_END, None);
-                }
-            }
+        let value = set.elements.get(element).and_then(Option::as_ref);
+        self::element(w, &key_bytes(element), 0, value);
+        // An interval that reaches the last address has no end.
+        if let Element::Prefix(prefix) = element
+            && let Some(end) = next(prefix.last())
+        {
+            self::element(w, &key_bytes(&Element::Address(end)), INTERVAL_END, None);
         }
     }
     w.close(list);
 }
 
-fn element(w: &mut Writer, addr: IpAddr, flags: u32, verdict: Option<&Verdict>) {
+fn element(w: &mut Writer, key: &[u8], flags: u32, value: Option<&Value>) {
     let element = w.nest(1);
-    let key = w.nest(1);
-    w.ip(1, addr);
-    w.close(key);
-    if let Some(verdict) = verdict {
-        data_verdict(w, 2, verdict);
+    let nest = w.nest(1);
+    w.bytes(1, key);
+    w.close(nest);
+    match value {
+        None => {}
+        Some(Value::Verdict(verdict)) => data_verdict(w, 2, verdict),
+        Some(Value::Target(target)) => {
+            let data = w.nest(2);
+            w.bytes(1, &target_bytes(*target));
+            w.close(data);
+        }
     }
     if flags != 0 {
         w.be32(3, flags);
@@ -227,19 +233,27 @@ fn rule(w: &mut Writer, rule: &Rule) {
     w.bytes(7, &userdata);
 }
 
-/// Registers: the verdict, and the first of the data registers.
+/// Registers: the verdict; the first of the data registers, by its old name; the 4-byte ones that it is made of
+/// (`NFT_REG32_00` = 8 is the first 4 bytes of register 1).
 const VERDICT: u32 = 0;
 const REG: u32 = 1;
+const REG32: u32 = 8;
+/// `NFT_META_*`.
+const META_MARK: u32 = 3;
+const META_IIFNAME: u32 = 6;
+const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
+/// `IPS_DST_NAT`, linux/netfilter/nf_conntrack_common.h.
+const DST_NAT: u32 = 1 << 5;
 
 fn expr(w: &mut Writer, expr: &Expr) {
     match expr {
         Expr::Family(family) => {
-            // NFT_META_NFPROTO
-            meta(w, 15);
+            meta(w, META_NFPROTO, REG);
             cmp(w, false, &[crate::rt::af(*family)]);
         }
         Expr::Lookup { field, family, set, negate } => {
-            payload(w, *field, *family);
+            payload(w, *field, *family, REG);
             named(w, "lookup", |w| {
                 w.text(1, set);
                 w.be32(2, REG);
@@ -249,7 +263,7 @@ fn expr(w: &mut Writer, expr: &Expr) {
             });
         }
         Expr::VerdictMap { field, family, map } => {
-            payload(w, *field, *family);
+            payload(w, *field, *family, REG);
             named(w, "lookup", |w| {
                 w.text(1, map);
                 w.be32(2, REG);
@@ -257,7 +271,7 @@ fn expr(w: &mut Writer, expr: &Expr) {
             });
         }
         Expr::Within { field, prefix, negate } => {
-            payload(w, *field, prefix.family());
+            payload(w, *field, prefix.family(), REG);
             let len = usize::from(prefix.family().bits() / 8);
             let mut mask = vec![0_u8; len];
             for bit in 0..usize::from(prefix.len()) {
@@ -270,11 +284,50 @@ fn expr(w: &mut Writer, expr: &Expr) {
             }
         }
         Expr::Mark { mask, value, negate } => {
-            // NFT_META_MARK, in host order
-            meta(w, 3);
+            // In host order.
+            meta(w, META_MARK, REG);
             bitwise(w, &mask.to_ne_bytes());
             cmp(w, *negate, &value.to_ne_bytes());
         }
+        Expr::ToHost => {
+            // NFT_FIB_RESULT_ADDRTYPE of NFTA_FIB_F_DADDR is RTN_LOCAL.
+            named(w, "fib", |w| {
+                w.be32(1, REG);
+                w.be32(2, 3);
+                w.be32(3, 2);
+            });
+            cmp(w, false, &2_u32.to_ne_bytes());
+        }
+        Expr::Input { name, negate } => {
+            meta(w, META_IIFNAME, REG);
+            cmp(w, *negate, &padded(*name));
+        }
+        Expr::Redirected { negate } => {
+            // NFT_CT_STATUS
+            named(w, "ct", |w| {
+                w.be32(1, REG);
+                w.be32(2, 2);
+            });
+            bitwise(w, &DST_NAT.to_ne_bytes());
+            cmp(w, !*negate, &0_u32.to_ne_bytes());
+        }
+        Expr::LookupInput { family, set } => {
+            meta(w, META_IIFNAME, REG);
+            payload(w, Field::Destination, *family, REG32 + 4);
+            named(w, "lookup", |w| {
+                w.text(1, set);
+                w.be32(2, REG);
+            });
+        }
+        Expr::LookupPair { family, set } => {
+            payload(w, Field::Source, *family, REG32);
+            payload(w, Field::Destination, *family, REG32 + u32::from(family.bits() / 32));
+            named(w, "lookup", |w| {
+                w.text(1, set);
+                w.be32(2, REG32);
+            });
+        }
+        Expr::Redirect { family, map, by_address } => redirect(w, *family, map, *by_address),
         Expr::Counter => named(w, "counter", |_| {}),
         // NF_NAT_RANGE_PROTO_RANDOM_FULLY
         Expr::Masquerade => named(w, "masq", |w| w.be32(1, 1 << 4)),
@@ -283,6 +336,38 @@ fn expr(w: &mut Writer, expr: &Expr) {
             data_verdict(w, 2, verdict);
         }),
     }
+}
+
+/// The key's parts stand in registers one behind the other, and so do the address and the port that the map has for them.
+fn redirect(w: &mut Writer, family: Family, map: &str, by_address: bool) {
+    let words = u32::from(family.bits() / 32);
+    let mut at = REG32;
+    if by_address {
+        payload(w, Field::Destination, family, at);
+        at += words;
+    }
+    meta(w, META_L4PROTO, at);
+    // The destination port: NFT_PAYLOAD_TRANSPORT_HEADER, of each protocol that has ports.
+    load(w, 2, 2, 2, at + 1);
+    named(w, "lookup", |w| {
+        w.text(1, map);
+        w.be32(2, REG32);
+        w.be32(3, REG32);
+    });
+    named(w, "nat", |w| {
+        // NFT_NAT_DNAT
+        w.be32(1, 1);
+        w.be32(2, u32::from(crate::rt::af(family)));
+        w.be32(3, REG32);
+        w.be32(5, REG32 + words);
+    });
+}
+
+/// An interface's name as the kernel compares it: 16 bytes.
+pub fn padded(name: IfName) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..name.as_str().len()].copy_from_slice(name.as_str().as_bytes());
+    bytes
 }
 
 fn named(w: &mut Writer, name: &str, fill: impl FnOnce(&mut Writer)) {
@@ -294,25 +379,29 @@ fn named(w: &mut Writer, name: &str, fill: impl FnOnce(&mut Writer)) {
     w.close(element);
 }
 
-fn meta(w: &mut Writer, key: u32) {
+fn meta(w: &mut Writer, key: u32, register: u32) {
     named(w, "meta", |w| {
-        w.be32(1, REG);
+        w.be32(1, register);
         w.be32(2, key);
     });
 }
 
 /// Loads an address of the IP header.
-fn payload(w: &mut Writer, field: Field, family: Family) {
+fn payload(w: &mut Writer, field: Field, family: Family, register: u32) {
     let (offset, len) = match (family, field) {
         (Family::V4, Field::Source) => (12, 4),
         (Family::V4, Field::Destination) => (16, 4),
         (Family::V6, Field::Source) => (8, 16),
         (Family::V6, Field::Destination) => (24, 16),
     };
+    // NFT_PAYLOAD_NETWORK_HEADER
+    load(w, 1, offset, len, register);
+}
+
+fn load(w: &mut Writer, base: u32, offset: u32, len: u32, register: u32) {
     named(w, "payload", |w| {
-        w.be32(1, REG);
-        // NFT_PAYLOAD_NETWORK_HEADER
-        w.be32(2, 1);
+        w.be32(1, register);
+        w.be32(2, base);
         w.be32(3, offset);
         w.be32(4, len);
     });
