@@ -82,7 +82,7 @@ fn open_netns(call: &Call, path: &str) -> Result<NetNs, CniError> {
     Ok(netns)
 }
 
-fn refused(error: ReserveError) -> CniError {
+pub fn refused(error: ReserveError) -> CniError {
     match error {
         ReserveError::Attached(_) => CniError::new(Code::InvalidEnvironment, error.to_string()),
         ReserveError::UnderWay(_) => CniError::new(Code::TryAgain, error.to_string()),

@@ -31,6 +31,8 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     let mtu_node = call.node(Code::CheckFailed).ok().map(|node| node.mtu_pod);
     let looked = pod::check(&attachment, &path, mtu_node);
     faults.extend(looked.map_err(|error| failed(format!("the attachment {key} cannot be looked at"), &error))?);
+    let ports = call.ledger().missing_ports(&key);
+    faults.extend(ports.map_err(|error| failed(format!("the ports of {key} cannot be looked at"), &error))?);
     if faults.is_empty() {
         return Ok(());
     }

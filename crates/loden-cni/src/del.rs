@@ -1,7 +1,9 @@
 //! DEL: works with nothing but the names: no prevResult, no namespace, another configuration, the agent down, twice.
 
+use std::os::unix::net::UnixStream;
+
 use loden_core::cni::CniError;
-use loden_linux::{LinuxError, pod};
+use loden_linux::{LinuxError, pod, veth};
 
 use crate::{Call, failed, fault};
 
@@ -20,5 +22,9 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     let freed = call.ledger().release(&key);
     freed.map_err(|error| failed(format!("the addresses of {key} cannot be freed"), &error))?;
     fault::point("del-freed");
+    if UnixStream::connect(call.run_dir().agent_socket()).is_err() {
+        // Nobody else would delete what is parked.
+        veth::reap().map_err(|error| failed("the parked interface cannot be deleted", &error))?;
+    }
     Ok(())
 }

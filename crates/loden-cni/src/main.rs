@@ -7,12 +7,15 @@ mod check;
 mod del;
 mod fault;
 mod gc;
+mod ipam;
+mod loopback;
+mod portmap;
 mod status;
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-use loden_core::cni::{CniError, Code, Environment, MakeConf, NetConf, NodeFile, Verb, Version};
+use loden_core::cni::{CniError, Code, Environment, MakeConf, NetConf, NodeFile, Role, Verb, Version};
 use loden_core::model::AttachmentKey;
 use loden_linux::LinuxError;
 use loden_linux::ledger::Ledger;
@@ -25,6 +28,8 @@ pub struct Call {
     pub environment: Environment,
     /// The configuration.
     pub conf: NetConf,
+    /// As which plugin it is called.
+    pub role: Role,
 }
 
 fn main() -> ExitCode {
@@ -63,10 +68,11 @@ fn answer() -> (Version, Result<Option<Value>, CniError>) {
     if environment.verb == Verb::Version {
         return (Version::V1_1_0, Ok(Some(version(&input))));
     }
-    match NetConf::parse(&input, environment.verb) {
+    let role = std::env::args().next().map_or(Role::Loden, |program| Role::of_program(&program));
+    match NetConf::parse(&input, environment.verb, role) {
         Ok(conf) => {
             let version = conf.version;
-            (version, Call { environment, conf }.answer())
+            (version, Call { environment, conf, role }.answer())
         }
         Err(error) => (given_version(&input).unwrap_or(Version::V1_1_0), Err(error)),
     }
@@ -99,13 +105,23 @@ impl Call {
                 format!("the configuration has cniVersion {}, this verb came with {needs}", self.conf.version),
             ));
         }
-        match self.environment.verb {
-            Verb::Add => add::run(self).map(Some),
-            Verb::Del => del::run(self).map(|()| None),
-            Verb::Check => check::run(self).map(|()| None),
-            Verb::Gc => gc::run(self).map(|()| None),
-            Verb::Status => status::run(self).map(|()| None),
-            Verb::Version => Ok(None),
+        match (self.environment.verb, self.role) {
+            (Verb::Add, Role::Portmap) => portmap::add(self).map(Some),
+            (Verb::Add, Role::Loopback) => loopback::add(self).map(Some),
+            (Verb::Add, role) if role.gives_addresses() => ipam::add(self).map(Some),
+            (Verb::Add, _) => add::run(self).map(Some),
+            (Verb::Del, Role::Portmap) => portmap::del(self).map(|()| None),
+            (Verb::Del, role) if role.gives_addresses() => ipam::del(self).map(|()| None),
+            (Verb::Check, Role::Portmap) => portmap::check(self).map(|()| None),
+            (Verb::Check, Role::Loopback) => loopback::check(self).map(|()| None),
+            (Verb::Check, role) if role.gives_addresses() => ipam::check(self).map(|()| None),
+            // The interface goes with the pod, and so it is with what another plugin of the list has collected and looked at.
+            (Verb::Del | Verb::Gc | Verb::Status, Role::Loopback) | (Verb::Status, Role::Portmap) => Ok(None),
+            (Verb::Del, _) => del::run(self).map(|()| None),
+            (Verb::Check, _) => check::run(self).map(|()| None),
+            (Verb::Gc, _) => gc::run(self).map(|()| None),
+            (Verb::Status, _) => status::run(self).map(|()| None),
+            (Verb::Version, _) => Ok(None),
         }
     }
 

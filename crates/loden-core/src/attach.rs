@@ -32,9 +32,18 @@ fn routed_gateway(family: Family) -> IpAddr {
 pub fn host_side(key: &AttachmentKey, attach: &Attach) -> Option<IfName> {
     let [bridged, routed] = host_sides(key);
     match attach {
-        Attach::Bridge(_) => Some(bridged),
+        Attach::Bridge(_) | Attach::Ptp => Some(bridged),
         Attach::Routed => Some(routed),
-        Attach::Macvlan(_) => None,
+        Attach::Macvlan(_) | Attach::Foreign { .. } => None,
+    }
+}
+
+/// The Ethernet address of the host's end, where it matters.
+fn host_mac(key: &AttachmentKey, attach: &Attach) -> Option<Mac> {
+    match attach {
+        Attach::Routed => Some(ROUTED_HOST_MAC),
+        Attach::Ptp => Some(Mac::derived(&["host", &key.network, &key.container, key.ifname.as_str()])),
+        _ => None,
     }
 }
 
@@ -119,7 +128,8 @@ impl Draft {
             Attach::Bridge(port) if port.own.as_ref().is_some_and(|own| own.is_gateway) => {
                 address.gateway = address.gateway.or_else(|| net.nth(1));
             }
-            Attach::Bridge(_) | Attach::Macvlan(_) => {}
+            Attach::Ptp => address.gateway = address.gateway.or_else(|| net.nth(1)),
+            Attach::Bridge(_) | Attach::Macvlan(_) | Attach::Foreign { .. } => {}
         }
         address
     }
@@ -131,11 +141,20 @@ impl Draft {
             let mut of_family = addresses.iter().filter(|address| Family::of(address.net.addr()) == family);
             let priority = default_priority(family);
             let gateway = of_family.find_map(|address| address.gateway);
-            if let Some(gateway) = gateway.filter(|addr| addr.is_ipv4() && self.attach == Attach::Routed) {
+            let is_wire = self.attach == Attach::Ptp || (self.attach == Attach::Routed && family == Family::V4);
+            if let Some(gateway) = gateway.filter(|_| is_wire) {
                 routes.push(PodRoute { prefix: Prefix::host(gateway), gateway: None, priority });
             }
+            // The rest of the pod's subnet is behind the host too.
+            let nets = addresses.iter().map(|address| address.net).filter(|net| Family::of(net.addr()) == family);
+            if let Some(gateway) = gateway.filter(|_| self.attach == Attach::Ptp) {
+                let through = |net: IpNet| Prefix::holding(net.addr(), net.prefix_len());
+                routes.extend(nets.map(|net| PodRoute { prefix: through(net), gateway: Some(gateway), priority }));
+            }
             let asked = self.routes.iter().filter(|route| route.prefix.family() == family);
-            let asked = asked.map(|route| PodRoute { gateway: route.gateway.or(gateway), ..*route });
+            // The other plugin, which makes the routes, takes the address's gateway by itself.
+            let usual = gateway.filter(|_| !matches!(self.attach, Attach::Foreign { .. }));
+            let asked = asked.map(|route| PodRoute { gateway: route.gateway.or(usual), ..*route });
             let asked: Vec<PodRoute> = asked.collect();
             let has_default = asked.iter().any(|route| route.prefix.len() == 0);
             if let Some(gateway) = gateway.filter(|_| self.is_default && !has_default) {
@@ -160,7 +179,9 @@ fn anywhere(family: Family) -> Prefix {
 #[must_use]
 pub fn pod_nets(attachment: &Attachment) -> Vec<IpNet> {
     match attachment.attach {
-        Attach::Bridge(_) | Attach::Macvlan(_) => attachment.addresses.iter().map(|address| address.net).collect(),
+        Attach::Bridge(_) | Attach::Ptp | Attach::Macvlan(_) | Attach::Foreign { .. } => {
+            attachment.addresses.iter().map(|address| address.net).collect()
+        }
         Attach::Routed => attachment.ips().map(|addr| Prefix::host(addr).ipnet()).collect(),
     }
 }
@@ -176,8 +197,8 @@ pub fn mtu(attachment: &Attachment, mtu_node: Option<u32>) -> u32 {
 pub fn host_link(attachment: &Attachment, mtu_node: Option<u32>) -> Option<(IfName, Link)> {
     let (mac, master, port) = match &attachment.attach {
         Attach::Bridge(on) => (None, Some(on.bridge), Port { hairpin: on.hairpin, isolated: on.isolated }),
-        Attach::Routed => (Some(ROUTED_HOST_MAC), None, Port::default()),
-        Attach::Macvlan(_) => return None,
+        Attach::Routed | Attach::Ptp => (host_mac(&attachment.key, &attachment.attach), None, Port::default()),
+        Attach::Macvlan(_) | Attach::Foreign { .. } => return None,
     };
     let link = Link {
         kind: LinkKind::Veth { pod: Some(PodSide { netns: attachment.netns.clone(), ifname: attachment.key.ifname }) },
@@ -197,6 +218,7 @@ pub fn host_link(attachment: &Attachment, mtu_node: Option<u32>) -> Option<(IfNa
 pub fn host_objects(attachment: &Attachment) -> Vec<(Key, Object, &'static str)> {
     let mut objects = match (&attachment.attach, attachment.host_side) {
         (Attach::Routed, Some(dev)) => routed_objects(attachment, dev),
+        (Attach::Ptp, Some(dev)) => ptp_objects(attachment, dev),
         (Attach::Macvlan(macvlan), _) => {
             let dev = macvlan.host_link;
             dev.map(|dev| attachment.ips().map(|addr| pod_route(addr, dev)).collect()).unwrap_or_default()
@@ -213,6 +235,25 @@ pub fn host_objects(attachment: &Attachment) -> Vec<(Key, Object, &'static str)>
 fn pod_route(addr: IpAddr, dev: IfName) -> (Key, Object, &'static str) {
     let key = Key::Route(Prefix::host(addr), default_priority(Family::of(addr)));
     (key, Object::Route(Via::Link(dev)), "route to a pod")
+}
+
+/// The host bears each gateway alone, and has a route to the pod.
+fn ptp_objects(attachment: &Attachment, dev: IfName) -> Vec<(Key, Object, &'static str)> {
+    let mut objects = Vec::new();
+    for address in &attachment.addresses {
+        if let Some(gateway) = address.gateway {
+            let key = Key::Address(dev, Prefix::host(gateway).ipnet());
+            objects.push((key, Object::Address { ours: true }, "the pod's gateway"));
+        }
+        objects.push(pod_route(address.net.addr(), dev));
+    }
+    if let Some(mac) = host_mac(&attachment.key, &attachment.attach)
+        && attachment.ips().any(|addr| addr.is_ipv6())
+        && let Ok(net) = IpNet::new(mac.link_local().into(), 64)
+    {
+        objects.push((Key::Address(dev, net), Object::Address { ours: true }, "asks for the pod's neighbours"));
+    }
+    objects
 }
 
 fn routed_objects(attachment: &Attachment, dev: IfName) -> Vec<(Key, Object, &'static str)> {

@@ -7,6 +7,7 @@ mod error;
 mod keys;
 mod node_file;
 mod result;
+mod role;
 mod version;
 
 pub use config::{AttachConf, BridgeConf, IpamConf, IpamSource, MacvlanConf, MakeConf, NetConf};
@@ -15,4 +16,5 @@ pub use environment::{Environment, Verb};
 pub use error::{CniError, Code};
 pub use node_file::{NodeBlock, NodeFile};
 pub use result::{Interface, IpConfig, Route, Success};
+pub use role::Role;
 pub use version::Version;

@@ -80,7 +80,8 @@ pub fn elements(attachment: &Attachment) -> BTreeMap<String, BTreeMap<Element, O
 pub fn host_device(attachment: &Attachment) -> Option<IfName> {
     match &attachment.attach {
         Attach::Bridge(port) => Some(port.bridge),
-        Attach::Routed => attachment.host_side,
+        Attach::Routed | Attach::Ptp => attachment.host_side,
+        Attach::Foreign { host_device } => *host_device,
         Attach::Macvlan(macvlan) => macvlan.host_link,
     }
 }

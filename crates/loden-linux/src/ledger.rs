@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use loden_core::attach::{self, Draft};
 use loden_core::ipam::{Choice, Demand, Exhausted, Offer, RangeState, Supply};
-use loden_core::model::{Attachment, AttachmentKey, PodAddress, PortMapping};
+use loden_core::model::{Attach, Attachment, AttachmentKey, PodAddress, PortMapping};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::LinuxError;
@@ -27,6 +27,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What names of files of states end with.
 const STATE: &str = ".range";
+
+/// A part of an attachment that has a plugin of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Its addresses.
+    Addresses,
+    /// Ports of the host that lead to it.
+    Ports,
+}
 
 /// An address, the offer that it is of, and the state without it.
 type Found<'a> = (&'a Offer, RangeState, IpAddr);
@@ -146,6 +155,77 @@ impl Ledger {
         })?;
         reservation.attachment.complete = true;
         Ok(self.run_dir.put_attachment(&reservation.attachment)?)
+    }
+
+    /// Opens ports for a pod that is attached already, by this plugin or (then it is written down as `usual` says) by another.
+    ///
+    /// # Errors
+    /// [`ReserveError::PortTaken`], and [`LinuxError`]; nothing has changed then.
+    pub fn open_ports(&self, usual: Attachment) -> Result<(), ReserveError> {
+        self.run_dir.make()?;
+        let _lock = self.lock()?;
+        let there = match self.run_dir.attachment(&usual.key) {
+            Ok(there) => there.filter(|there| there.complete),
+            Err(LinuxError::File { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(there) = &there {
+            // What a former call opened.
+            ports::remove(there)?;
+        }
+        let mut attachment = there.unwrap_or_else(|| usual.clone());
+        attachment.ports = usual.ports;
+        if let Attach::Foreign { host_device } = &mut attachment.attach {
+            if attachment.addresses.is_empty() {
+                attachment.addresses = usual.addresses;
+            }
+            if let Attach::Foreign { host_device: known } = usual.attach {
+                *host_device = known;
+            }
+        }
+        ports::add(&attachment, || self.run_dir.attachments().good)
+            .map_err(|error| if error.errno() == libc::EEXIST { self.port_taken(&attachment) } else { error.into() })?;
+        pod::set_host_sysctls(&attachment)?;
+        attachment.complete = true;
+        Ok(self.run_dir.put_attachment(&attachment)?)
+    }
+
+    /// What the kernel lacks of an attachment's ports: one line each.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn missing_ports(&self, key: &AttachmentKey) -> Result<Vec<String>, LinuxError> {
+        self.run_dir.attachment(key)?.map_or(Ok(Vec::new()), |there| ports::missing(&there))
+    }
+
+    /// Takes one part of an attachment away, and the whole if nothing else is left of it; a missing one is no error.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn release_part(&self, key: &AttachmentKey, part: Part) -> Result<(), LinuxError> {
+        if !self.run_dir.attachment_file(key)?.exists() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        let there = match self.run_dir.attachment(key) {
+            Ok(Some(there)) => there,
+            // What cannot be read is left to who takes the whole away, or to the sweep.
+            Ok(None) | Err(LinuxError::File { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let mut rest = there.clone();
+        match part {
+            Part::Ports => {
+                ports::remove(&there)?;
+                rest.ports.clear();
+            }
+            // Another plugin's link may still bear them: it is the one that asks for this.
+            Part::Addresses if matches!(there.attach, Attach::Foreign { .. }) => {
+                rest.addresses.iter_mut().for_each(|address| address.supply = None);
+            }
+            Part::Addresses => return Ok(()),
+        }
+        if rest.is_empty() { self.free(&there) } else { self.run_dir.put_attachment(&rest) }
     }
 
     /// Whose port it is that the attachment wants too.

@@ -25,7 +25,8 @@ pub fn make(attachment: &Attachment, netns: &NetNs) -> Result<(), LinuxError> {
             let number = bridge::ready(&mut socket, port, attachment)?;
             veth::make(&mut socket, attachment, Some(number), netns)?;
         }
-        Attach::Routed => veth::make(&mut socket, attachment, None, netns)?,
+        Attach::Routed | Attach::Ptp => veth::make(&mut socket, attachment, None, netns)?,
+        Attach::Foreign { .. } => return Ok(()),
         Attach::Macvlan(macvlan) => macvlan::make(&mut socket, attachment, macvlan, netns)?,
     }
     let made = set_up_host(&mut socket, attachment).and_then(|()| netns.visit(|| set_up_pod(attachment))?);
@@ -62,14 +63,11 @@ pub fn detach(key: &AttachmentKey, attachment: Option<&Attachment>) -> Result<()
 /// What the host holds for the pod besides its end of the link.
 fn set_up_host(socket: &mut Socket, attachment: &Attachment) -> Result<(), LinuxError> {
     let objects = attach::host_objects(attachment);
+    set_host_sysctls(attachment)?;
     let mut w = Writer::default();
     let mut sent = Vec::new();
     for (key, object, _) in &objects {
         match (key, object) {
-            (Key::DeviceSysctl(dev, which), Object::Sysctl(value)) => {
-                set_sysctl(&which.path(*dev), *value)?;
-                continue;
-            }
             (Key::Address(dev, net), _) => address::add(&mut w, *net, number_of(socket, *dev)?),
             (Key::Route(prefix, priority), Object::Route(via)) => {
                 let Some(dev) = via.device() else { continue };
@@ -85,6 +83,16 @@ fn set_up_host(socket: &mut Socket, attachment: &Attachment) -> Result<(), Linux
     let results = socket.batch(&mut w)?;
     for (key, result) in sent.into_iter().zip(results) {
         result.map_err(|error| error.renamed(&format!("{key} for the pod")))?;
+    }
+    Ok(())
+}
+
+/// The sysctls among it: all that there is to do where another plugin made the link.
+pub(crate) fn set_host_sysctls(attachment: &Attachment) -> Result<(), LinuxError> {
+    for (key, object, _) in attach::host_objects(attachment) {
+        if let (Key::DeviceSysctl(dev, which), Object::Sysctl(value)) = (key, object) {
+            set_sysctl(&which.path(dev), value)?;
+        }
     }
     Ok(())
 }
@@ -120,7 +128,11 @@ fn set_up_pod(attachment: &Attachment) -> Result<(), LinuxError> {
         link::set_up(&mut w, ifname, true);
     }
     for net in attach::pod_nets(attachment) {
-        address::add(&mut w, net, number);
+        match attachment.attach {
+            // The subnet is behind the host: the kernel is not to make a route to it by itself.
+            Attach::Ptp => address::add_alone(&mut w, net, number),
+            _ => address::add(&mut w, net, number),
+        }
     }
     for r in &attachment.routes {
         route::add(&mut w, r.prefix, r.priority, leads_to(r, number), false);
@@ -264,6 +276,33 @@ pub(crate) fn addresses_on(socket: &mut Socket, number: u32) -> Result<Vec<IpNet
     socket.dump("list addresses", &mut w, Vec::new, |all: &mut Vec<_>, message| {
         all.extend(address::parse(message.payload).filter(|a| a.index == number).map(|a| a.net));
     })
+}
+
+/// Sets up the loopback interface of a namespace.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn set_up_loopback(netns: &NetNs) -> Result<(), LinuxError> {
+    netns.visit(|| {
+        let mut w = Writer::default();
+        link::set_up(&mut w, loopback()?, true);
+        Socket::open(Protocol::Route)?.batch(&mut w)?.into_iter().collect()
+    })?
+}
+
+/// Whether the loopback interface of a namespace is up.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn is_loopback_up(netns: &NetNs) -> Result<bool, LinuxError> {
+    netns.visit(|| {
+        let seen = link::read(&mut Socket::open(Protocol::Route)?, loopback()?)?;
+        Ok(seen.is_some_and(|seen| seen.link.up))
+    })?
+}
+
+fn loopback() -> Result<IfName, LinuxError> {
+    IfName::new("lo").map_err(|error| LinuxError::File { path: "lo".to_owned(), cause: error.to_string() })
 }
 
 /// Whether an interface of this name is in the namespace.

@@ -80,6 +80,35 @@ pub fn repair(attachments: &[Attachment]) -> Result<bool, LinuxError> {
     nft.apply(there.as_ref(), Some(&needed)).map(|()| true)
 }
 
+/// What of an attachment's elements, or of the rules that make them work, is missing: one line each.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn missing(attachment: &Attachment) -> Result<Vec<String>, LinuxError> {
+    let sets = sets_of(attachment);
+    if sets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(table) = Nft::open(TABLE_PORTS, Ownership::Shared)?.observe()? else {
+        return Ok(vec![format!("nft table inet {TABLE_PORTS} is missing")]);
+    };
+    let mut missing = Vec::new();
+    for (name, set) in &sets {
+        let there = table.sets.get(name);
+        for (element, value) in &set.elements {
+            if there.and_then(|there| there.elements.get(element)) != Some(value) {
+                missing.push(format!("{element} is missing in {name} of nft table inet {TABLE_PORTS}"));
+            }
+        }
+    }
+    for (name, chain) in &ports::frame().chains {
+        if table.chains.get(name) != Some(chain) {
+            missing.push(format!("chain {name} of nft table inet {TABLE_PORTS} is not as it should be"));
+        }
+    }
+    Ok(missing)
+}
+
 fn sets_of(attachment: &Attachment) -> Vec<(String, Set)> {
     let mut frame = ports::frame();
     let of_set = |(name, elements)| {

@@ -1,6 +1,6 @@
 //! Hostile input, and the plugin killed at every step.
 
-use loden_core::cni::{self, Environment, HostFacts, NetConf, Verb};
+use loden_core::cni::{self, Environment, HostFacts, NetConf, Role, Verb};
 use loden_core::model::AttachmentKey;
 use loden_linux::ledger::Ledger;
 use serde_json::{Value, json};
@@ -124,7 +124,8 @@ fn an_add_does_not_outlive_the_del_that_came_meanwhile() {
     let ledger = Ledger::new(host.run_dir());
     let node = std::fs::read(host.run_dir().node_file()).expect("node.json");
     let facts = HostFacts { node: serde_json::from_slice(&node).expect("node.json"), master: None };
-    let conf = NetConf::parse(host.conf("1.1.0", &json!({})).as_bytes(), Verb::Add).expect("a configuration");
+    let conf =
+        NetConf::parse(host.conf("1.1.0", &json!({})).as_bytes(), Verb::Add, Role::Loden).expect("a configuration");
     let variables = |name: &str| (name == "CNI_COMMAND").then(|| "VERSION".to_owned());
     let environment = Environment::read(variables).expect("variables");
     let (container, ifname) = ("a".to_owned(), "eth0".parse().expect("a name"));

@@ -8,6 +8,7 @@ mod host;
 mod kills;
 mod macvlan;
 mod ports;
+mod roles;
 mod routed;
 mod verbs;
 mod wire;

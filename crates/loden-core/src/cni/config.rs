@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::keys::Keys;
-use super::{CniError, Code, Success, Verb, Version};
+use super::{CniError, Code, Role, Success, Verb, Version};
 use crate::model::{IfName, Mac, PLAIN_NAME, PortMapping, Transport, is_plain_name};
 
 pub use attach::{AttachConf, BridgeConf, MacvlanConf};
@@ -34,6 +34,8 @@ pub struct NetConf {
     pub make: Option<MakeConf>,
     /// What the plugins before this one, or the ADD, came to.
     pub previous: Option<Success>,
+    /// ADD: the same as it was given, to be passed on.
+    pub passed_on: Option<Value>,
     /// GC: the attachments that are to stay; `None` when the runtime did not say (which does not mean that none is).
     pub valid: Option<Vec<(String, IfName)>>,
 }
@@ -66,7 +68,7 @@ impl NetConf {
     ///
     /// # Errors
     /// Code 6 when it is no JSON, 1 for a version that is not spoken, 2 for what is not supported, 7 for values that do not do.
-    pub fn parse(bytes: &[u8], verb: Verb) -> Result<Self, CniError> {
+    pub fn parse(bytes: &[u8], verb: Verb, role: Role) -> Result<Self, CniError> {
         let decode = |error: &dyn std::fmt::Display| {
             CniError::new(Code::Decode, "the configuration on standard input is no JSON object").with(error.to_string())
         };
@@ -92,7 +94,8 @@ impl NetConf {
             name,
             run_dir: keys.text("runDir")?.unwrap_or("/run/loden").to_owned(),
             quarantine: quarantine.unwrap_or(30),
-            make: is_making.then(|| MakeConf::parse(&keys)).transpose()?,
+            make: is_making.then(|| MakeConf::parse(&keys, role)).transpose()?,
+            passed_on: get_for(&[Verb::Add], "prevResult").cloned(),
             previous: previous.map(|value| Success::parse(value, version)).transpose()?,
             valid,
         })
@@ -100,23 +103,26 @@ impl NetConf {
 }
 
 impl MakeConf {
-    fn parse(keys: &Keys<'_>) -> Result<Self, CniError> {
-        let attach = AttachConf::parse(keys)?;
+    fn parse(keys: &Keys<'_>, role: Role) -> Result<Self, CniError> {
+        let attach = AttachConf::parse(keys, role)?;
         let usual = match attach {
-            AttachConf::Macvlan(_) => IpamSource::Nowhere,
-            AttachConf::Bridge(_) | AttachConf::Routed => IpamSource::Node,
+            AttachConf::Bridge(_) | AttachConf::Routed if role == Role::Loden => IpamSource::Node,
+            _ => IpamSource::Nowhere,
         };
         let asked = Asked::parse(keys)?;
         let mac = keys.parsed("mac", "an Ethernet address")?;
+        let ipam = IpamConf::parse(keys, usual)?;
+        // The reference plugins have only the routes that are asked for.
+        let routes = ipam.routes.clone().or_else(|| (role != Role::Loden).then(Vec::new));
         Ok(Self {
             attach,
-            ipam: IpamConf::parse(keys, usual)?,
             mtu: keys.number("mtu")?.filter(|mtu| *mtu > 0),
             mac: asked.mac.or(mac),
             ips: asked.ips,
             ports: asked.ports,
             masquerade: keys.is_set("ipMasq")?,
-            dns: asked.dns.or_else(|| keys.get("dns").cloned()),
+            dns: asked.dns.or_else(|| keys.get("dns").cloned()).or_else(|| ipam.dns.clone()),
+            ipam: IpamConf { routes, ..ipam },
         })
     }
 
@@ -223,7 +229,7 @@ mod tests {
 
     #[test]
     fn absent_is_not_empty() {
-        let parse = |text: &str| NetConf::parse(text.as_bytes(), Verb::Gc).map(|conf| conf.valid);
+        let parse = |text: &str| NetConf::parse(text.as_bytes(), Verb::Gc, Role::Loden).map(|conf| conf.valid);
         assert_eq!(parse(r#"{"cniVersion":"1.1.0","name":"n"}"#), Ok(None));
         assert_eq!(parse(r#"{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":[]}"#), Ok(Some(vec![])));
         let one =
@@ -241,10 +247,17 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"n","attach":"macvlan9"}"#, Code::InvalidConfig),
             (r#"{"cniVersion":1,"name":"n"}"#, Code::InvalidConfig),
         ] {
-            assert_eq!(NetConf::parse(text.as_bytes(), Verb::Add).map_err(|error| error.code), Err(code), "{text}");
+            assert_eq!(
+                NetConf::parse(text.as_bytes(), Verb::Add, Role::Loden).map_err(|error| error.code),
+                Err(code),
+                "{text}"
+            );
         }
-        assert_eq!(NetConf::parse(br#"{"name":"n"}"#, Verb::Add).map(|conf| conf.version), Ok(Version::V0_1_0));
-        let loose = NetConf::parse(br#"{"NAME":"n","RunDir":"/x"}"#, Verb::Add);
+        assert_eq!(
+            NetConf::parse(br#"{"name":"n"}"#, Verb::Add, Role::Loden).map(|conf| conf.version),
+            Ok(Version::V0_1_0)
+        );
+        let loose = NetConf::parse(br#"{"NAME":"n","RunDir":"/x"}"#, Verb::Add, Role::Loden);
         assert_eq!(loose.map(|conf| conf.run_dir), Ok("/x".to_owned()));
     }
 
@@ -259,7 +272,7 @@ mod tests {
             let text = format!(r#"{{"cniVersion":"1.1.0","name":"n","{key}":{value}}}"#);
             for (verb, is_needed) in [Verb::Add, Verb::Del, Verb::Check, Verb::Gc, Verb::Status].into_iter().zip(needed)
             {
-                assert_eq!(NetConf::parse(text.as_bytes(), verb).is_err(), is_needed, "{key} at {verb:?}");
+                assert_eq!(NetConf::parse(text.as_bytes(), verb, Role::Loden).is_err(), is_needed, "{key} at {verb:?}");
             }
         }
     }

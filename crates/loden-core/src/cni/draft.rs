@@ -54,6 +54,8 @@ pub fn draft(
     let (attach, mtu_usual, is_down) = match &make.attach {
         AttachConf::Bridge(conf) => (bridge(conf, make, node)?, None, conf.is_down),
         AttachConf::Routed => (Attach::Routed, None, false),
+        AttachConf::Ptp => (Attach::Ptp, None, false),
+        AttachConf::Foreign => (Attach::Foreign { host_device: None }, None, false),
         AttachConf::Macvlan(conf) => {
             let master = facts.master.ok_or_else(|| invalid("the macvlan's master is not known"))?;
             if let Some(mtu) = make.mtu.filter(|mtu| *mtu > master.mtu) {
@@ -68,7 +70,8 @@ pub fn draft(
     let is_default = match &make.attach {
         AttachConf::Bridge(conf) => conf.is_default_gateway.unwrap_or(make.ipam.routes.is_none()),
         AttachConf::Routed => true,
-        AttachConf::Macvlan(_) => make.ipam.routes.is_none(),
+        AttachConf::Macvlan(_) | AttachConf::Ptp => make.ipam.routes.is_none(),
+        AttachConf::Foreign => false,
     };
     let asked = mac_of(environment)?;
     let given = make.mac.or(asked);

@@ -1,13 +1,13 @@
 //! Results, in all the shapes that the versions have: written and read.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::{CniError, Code, Version};
 use crate::attach::{self, ROUTED_HOST_MAC};
-use crate::model::{Attach, Attachment, IfName, Mac};
+use crate::model::{Attach, Attachment, IfName, Mac, PodAddress};
 
 /// What an ADD came to.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -65,7 +65,8 @@ impl Success {
         let mut interfaces: Vec<Interface> = match &attachment.attach {
             Attach::Bridge(port) => [Some(on_host(port.bridge, None)), host_side(None)].into_iter().flatten().collect(),
             Attach::Routed => host_side(Some(ROUTED_HOST_MAC)).into_iter().collect(),
-            Attach::Macvlan(_) => Vec::new(),
+            Attach::Ptp => host_side(None).into_iter().collect(),
+            Attach::Macvlan(_) | Attach::Foreign { .. } => Vec::new(),
         };
         let pod = Interface {
             name: attachment.key.ifname.to_string(),
@@ -80,6 +81,30 @@ impl Success {
         Self {
             interfaces,
             ips: attach::pod_nets(attachment).into_iter().zip(gateways).map(ip).collect(),
+            routes: attachment.routes.iter().map(|r| Route { dst: r.prefix.ipnet(), gw: r.gateway }).collect(),
+            dns,
+        }
+    }
+
+    /// The result of a loopback interface in a namespace.
+    #[must_use]
+    pub fn of_loopback(netns: &str) -> Self {
+        let ip = |addr: IpAddr, len| {
+            IpNet::new(addr, len).ok().map(|address| IpConfig { address, gateway: None, interface: Some(0) })
+        };
+        let lo =
+            Interface { name: "lo".to_owned(), mac: Some(Mac([0; 6])), mtu: None, sandbox: Some(netns.to_owned()) };
+        let ips = [ip(Ipv4Addr::LOCALHOST.into(), 8), ip(Ipv6Addr::LOCALHOST.into(), 128)];
+        Self { interfaces: vec![lo], ips: ips.into_iter().flatten().collect(), ..Self::default() }
+    }
+
+    /// The result of a plugin that gives addresses alone.
+    #[must_use]
+    pub fn of_addresses(attachment: &Attachment, dns: Option<Value>) -> Self {
+        let ip = |address: &PodAddress| IpConfig { address: address.net, gateway: address.gateway, interface: None };
+        Self {
+            interfaces: Vec::new(),
+            ips: attachment.addresses.iter().map(ip).collect(),
             routes: attachment.routes.iter().map(|r| Route { dst: r.prefix.ipnet(), gw: r.gateway }).collect(),
             dns,
         }

@@ -35,8 +35,16 @@ pub enum Attach {
     Bridge(BridgePort),
     /// By a wire to the host alone, which routes each packet, as Calico's pods are.
     Routed,
+    /// By a wire to the host, which bears the pod's gateway, as the reference plugin `ptp` does it.
+    Ptp,
     /// By an interface beside the host's own, on the same wire.
     Macvlan(Macvlan),
+    /// By another plugin: only its addresses or its ports are loden's.
+    Foreign {
+        /// The host's link that its packets come in by, where that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none", rename = "hostDevice")]
+        host_device: Option<IfName>,
+    },
 }
 
 /// A port of a bridge.
@@ -176,6 +184,13 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// Whether nothing is left of it that anybody has to take away: another plugin made the link.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let has_supply = self.addresses.iter().any(|address| address.supply.is_some());
+        matches!(self.attach, Attach::Foreign { .. }) && self.ports.is_empty() && !has_supply
+    }
+
     /// The pod's addresses without lengths.
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.addresses.iter().map(|address| address.net.addr())

@@ -28,6 +28,7 @@ const NODAD: u32 = 0x02;
 const TEMPORARY: u32 = 0x01;
 const DEPRECATED: u32 = 0x20;
 const PERMANENT: u32 = 0x80;
+const NOPREFIXROUTE: u32 = 0x200;
 
 /// An address as the kernel reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,11 +60,20 @@ pub fn list(w: &mut Writer) {
 
 /// Makes an address on a link, marked as loden's.
 pub fn add(w: &mut Writer, net: IpNet, index: u32) {
+    put(w, net, index, if net.addr().is_ipv6() { NODAD } else { 0 });
+}
+
+/// The same without the route to its subnet that the kernel would make.
+pub fn add_alone(w: &mut Writer, net: IpNet, index: u32) {
+    put(w, net, index, NOPREFIXROUTE | if net.addr().is_ipv6() { NODAD } else { 0 });
+}
+
+fn put(w: &mut Writer, net: IpNet, index: u32, flags: u32) {
     w.begin(NEW, CREATE | EXCL);
     w.raw(&info(net, index));
     both(w, net.addr());
-    if net.addr().is_ipv6() {
-        w.u32(IFA_FLAGS, NODAD);
+    if flags != 0 {
+        w.u32(IFA_FLAGS, flags);
     }
     w.u8(IFA_PROTO, PROTOCOL);
     w.end();

@@ -1,7 +1,7 @@
 //! How pods are attached, as a configuration says it.
 
 use crate::cni::keys::Keys;
-use crate::cni::{CniError, Code};
+use crate::cni::{CniError, Code, Role};
 use crate::model::{IfName, Mac, MacvlanMode};
 
 /// The ways in which pods are attached.
@@ -11,8 +11,12 @@ pub enum AttachConf {
     Bridge(BridgeConf),
     /// Without a bridge: the host routes each packet.
     Routed,
+    /// By a wire to the host, which bears the gateway.
+    Ptp,
     /// By an interface beside the host's own.
     Macvlan(MacvlanConf),
+    /// By another plugin.
+    Foreign,
 }
 
 /// A bridge, with the keys of the reference plugin.
@@ -54,13 +58,28 @@ pub struct MacvlanConf {
 }
 
 impl AttachConf {
-    /// Reads `attach` and the keys that belong to it.
-    pub(super) fn parse(keys: &Keys<'_>) -> Result<Self, CniError> {
-        match keys.text("attach")?.unwrap_or("bridge") {
-            "bridge" => BridgeConf::parse(keys).map(Self::Bridge),
-            "routed" => Ok(Self::Routed),
-            "macvlan" => MacvlanConf::parse(keys).map(Self::Macvlan),
-            _ => Err(keys.wrong("attach", "\"bridge\", \"routed\" or \"macvlan\"")),
+    /// Reads how pods are attached: loden's own plugin has `attach`, the others are what they are named.
+    pub(super) fn parse(keys: &Keys<'_>, role: Role) -> Result<Self, CniError> {
+        match role {
+            Role::Loden => match keys.text("attach")?.unwrap_or("bridge") {
+                "bridge" => BridgeConf::parse(keys).map(Self::Bridge),
+                "routed" => Ok(Self::Routed),
+                "macvlan" => MacvlanConf::parse(keys).map(Self::Macvlan),
+                _ => Err(keys.wrong("attach", "\"bridge\", \"routed\" or \"macvlan\"")),
+            },
+            Role::Bridge => {
+                let conf = BridgeConf::parse(keys)?;
+                let usual = IfName::new("cni0").map_err(|_| keys.wrong("bridge", "an interface's name"))?;
+                Ok(Self::Bridge(BridgeConf {
+                    bridge: conf.bridge.or(Some(usual)),
+                    is_gateway: conf.is_gateway.or(Some(false)),
+                    is_default_gateway: conf.is_default_gateway.or(Some(false)),
+                    ..conf
+                }))
+            }
+            Role::Ptp => Ok(Self::Ptp),
+            Role::Macvlan => MacvlanConf::parse(keys).map(Self::Macvlan),
+            Role::HostLocal | Role::Static | Role::Portmap | Role::Loopback => Ok(Self::Foreign),
         }
     }
 }

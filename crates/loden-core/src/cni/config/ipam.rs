@@ -17,6 +17,8 @@ pub struct IpamConf {
     pub source: IpamSource,
     /// `routes`; `None`: not said. A route without a gateway takes that of the address.
     pub routes: Option<Vec<PodRoute>>,
+    /// `dns`, in the result's form; the plugin `static` has it there.
+    pub dns: Option<serde_json::Value>,
     /// `reserved`: what is given only to who asks for it.
     pub reserved: Vec<Prefix>,
 }
@@ -38,7 +40,7 @@ impl IpamConf {
     /// Reads `ipam`; without one, or without a type, addresses come from `usual`.
     pub(super) fn parse(keys: &Keys<'_>, usual: IpamSource) -> Result<Self, CniError> {
         let Some(ipam) = keys.object("ipam")? else {
-            return Ok(Self { source: usual, routes: None, reserved: Vec::new() });
+            return Ok(Self { source: usual, routes: None, dns: None, reserved: Vec::new() });
         };
         let source = match ipam.text("type")? {
             None => usual,
@@ -48,7 +50,7 @@ impl IpamConf {
             Some(_) => return Err(ipam.wrong("type", "\"loden\", \"host-local\" or \"static\"")),
         };
         let routes = ipam.get("routes").map(|_| ipam.objects("routes")?.iter().map(route).collect()).transpose()?;
-        Ok(Self { source, routes, reserved: prefixes(&ipam, "reserved")? })
+        Ok(Self { source, routes, dns: ipam.get("dns").cloned(), reserved: prefixes(&ipam, "reserved")? })
     }
 }
 
