@@ -92,15 +92,20 @@ pub enum ReserveError {
 pub struct Reservation {
     /// The attachment.
     pub attachment: Attachment,
-    /// Held by this process while it works on it.
-    _under_way: FileLock,
-    lock_file: PathBuf,
+    _under_way: UnderWay,
 }
 
-impl Drop for Reservation {
+/// Held by a process while it works on an attachment; the file goes with it, whatever came of the work.
+#[derive(Debug)]
+struct UnderWay {
+    _lock: FileLock,
+    file: PathBuf,
+}
+
+impl Drop for UnderWay {
     fn drop(&mut self) {
         // A lock file that stays does no harm: it is not locked any more.
-        let _ = fs::remove_file(&self.lock_file);
+        let _ = fs::remove_file(&self.file);
     }
 }
 
@@ -119,8 +124,9 @@ impl Ledger {
     pub fn reserve(&self, draft: &Draft, quarantine: u32) -> Result<Reservation, ReserveError> {
         let key = &draft.key;
         self.run_dir.make()?;
-        let lock_file = self.under_way_file(key)?;
-        let under_way = FileLock::try_acquire(&lock_file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?;
+        let file = self.under_way_file(key)?;
+        let lock = FileLock::try_acquire(&file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?;
+        let under_way = UnderWay { _lock: lock, file };
         let _lock = self.lock()?;
         match self.run_dir.attachment(key) {
             Ok(Some(there)) if there.complete => return Err(ReserveError::Attached(Box::new(there))),
@@ -134,7 +140,7 @@ impl Ledger {
         let addresses = self.allocate(&draft.demand, &key.network, quarantine)?;
         let attachment = draft.attachment(addresses);
         self.run_dir.put_attachment(&attachment)?;
-        Ok(Reservation { attachment, _under_way: under_way, lock_file })
+        Ok(Reservation { attachment, _under_way: under_way })
     }
 
     /// Opens the attachment's ports and writes down that it is made.
