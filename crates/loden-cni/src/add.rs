@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
+use loden_core::attach::Draft;
 use loden_core::cni::{self, AttachConf, CniError, Code, HostFacts, MakeConf, Master, Success};
 use loden_linux::ledger::{Reservation, ReserveError};
 use loden_linux::netns::NetNs;
 use loden_linux::{macvlan, pod};
 use serde_json::Value;
 
-use crate::fault;
-use crate::{Call, failed};
+use crate::{Call, delegate, failed, fault};
 
 /// `EEXIST`.
 const EEXIST: i32 = 17;
@@ -25,15 +25,17 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
         node: if make.needs_node() { Some(call.node(Code::TryAgain)?) } else { None },
         master: master(make, &netns)?,
     };
-    let draft = cni::draft(key, make, &call.environment, &facts)?;
+    let mut draft = cni::draft(key, make, &call.environment, &facts)?;
+    draft.delegates.extend(delegate::of_ipam(call, make)?);
     fault::point("add-begun");
     let ledger = call.ledger();
     let mut reservation = ledger.reserve(&draft, call.conf.quarantine).map_err(refused)?;
     fault::point("add-reserved");
-    match finish(call, &mut reservation, &netns) {
-        Ok(()) => {
+    match finish(call, &draft, &mut reservation, &netns) {
+        Ok(dns) => {
             fault::point("add-completed");
-            Ok(Success::of(&reservation.attachment, make.dns.clone()).to_json(call.conf.version))
+            let result = Success::of(&reservation.attachment, make.dns.clone().or(dns));
+            Ok(result.behind(call.conf.passed_on.as_ref(), call.conf.version))
         }
         Err(mut error) => {
             let undone = pod::remove(&reservation.attachment).and_then(|()| ledger.release(&draft.key));
@@ -45,8 +47,18 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
     }
 }
 
-fn finish(call: &Call, reservation: &mut Reservation, netns: &NetNs) -> Result<(), CniError> {
+/// Gives the `dns` that came with the addresses.
+fn finish(call: &Call, draft: &Draft, reservation: &mut Reservation, netns: &NetNs) -> Result<Option<Value>, CniError> {
     let ifname = reservation.attachment.key.ifname;
+    let mut dns = None;
+    if let Some(delegate) = draft.delegates.first() {
+        let (_, result) = delegate::add(call, delegate, reservation)?;
+        let draft = cni::given(draft.clone(), call.make()?, &result);
+        let attachment = draft.attachment(draft.demand.fixed.clone());
+        let written = call.ledger().rewrite(reservation, attachment);
+        written.map_err(|error| failed("the attachment cannot be written down", &error))?;
+        dns = result.dns;
+    }
     // A macvlan that is made again takes the name; a veth says so itself.
     pod::make(&reservation.attachment, netns).map_err(|error| {
         // Looked at only now: an ADD that succeeds need not ask.
@@ -59,7 +71,7 @@ fn finish(call: &Call, reservation: &mut Reservation, netns: &NetNs) -> Result<(
         }
     })?;
     fault::point("add-made");
-    call.ledger().complete(reservation).map_err(refused)
+    call.ledger().complete(reservation).map_err(refused).map(|()| dns)
 }
 
 /// The macvlan's master, on the host or in the pod.
@@ -72,7 +84,7 @@ fn master(make: &MakeConf, netns: &NetNs) -> Result<Option<Master>, CniError> {
 }
 
 /// Opens the pod's namespace, which must not be the host's own.
-fn open_netns(call: &Call, path: &str) -> Result<NetNs, CniError> {
+pub fn open_netns(call: &Call, path: &str) -> Result<NetNs, CniError> {
     let bad = |cause: String| CniError::new(Code::InvalidNetns, format!("CNI_NETNS {path:?}: {cause}"));
     let netns = NetNs::open(Path::new(path)).map_err(|error| bad(error.to_string()))?;
     let own = NetNs::current().map_err(|error| bad(error.to_string()))?;

@@ -4,7 +4,7 @@ use loden_core::attach;
 use loden_core::cni::{CniError, Code};
 use loden_linux::pod;
 
-use crate::{Call, failed};
+use crate::{Call, delegate, failed};
 
 /// Answers CHECK.
 pub fn run(call: &Call) -> Result<(), CniError> {
@@ -34,7 +34,7 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     let ports = call.ledger().missing_ports(&key);
     faults.extend(ports.map_err(|error| failed(format!("the ports of {key} cannot be looked at"), &error))?);
     if faults.is_empty() {
-        return Ok(());
+        return delegate::check(call, &attachment);
     }
     Err(CniError::new(Code::CheckFailed, format!("attachment {key} is not as ADD made it")).with(faults.join("; ")))
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use loden_core::cni::CniError;
 use loden_linux::{LinuxError, pod, veth};
 
-use crate::{Call, failed, fault};
+use crate::{Call, delegate, failed, fault};
 
 /// Answers DEL. The link goes first: an address is free only when nothing has it any more.
 pub fn run(call: &Call) -> Result<(), CniError> {
@@ -19,6 +19,9 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     let there = there.map_err(|error| failed(format!("the attachment {key} cannot be read"), &error))?;
     pod::detach(&key, there.as_ref()).map_err(|error| failed(format!("{key} cannot be detached"), &error))?;
     fault::point("del-parked");
+    if there.is_none() {
+        delegate::forget_unknown(call)?;
+    }
     let freed = call.ledger().release(&key);
     freed.map_err(|error| failed(format!("the addresses of {key} cannot be freed"), &error))?;
     fault::point("del-freed");

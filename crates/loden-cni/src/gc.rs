@@ -3,7 +3,7 @@
 use loden_core::cni::{CniError, Code};
 use loden_linux::{LinuxError, pod};
 
-use crate::{Call, failed};
+use crate::{Call, delegate, failed};
 
 /// Answers GC. Goes on after an error and reports all. A runtime that gave no list has not said that nothing is valid.
 pub fn run(call: &Call) -> Result<(), CniError> {
@@ -24,6 +24,7 @@ pub fn run(call: &Call) -> Result<(), CniError> {
             errors.extend(collected.err().map(|error| format!("{key}: {error}")));
         }
     }
+    errors.extend(delegate::tell_ipam(call, "GC").err().map(|error| error.to_string()));
     errors.extend(ledger.sweep().err().map(|error| error.to_string()));
     if errors.is_empty() {
         return Ok(());

@@ -5,7 +5,9 @@
 mod add;
 mod check;
 mod del;
+mod delegate;
 mod fault;
+mod flannel;
 mod gc;
 mod ipam;
 mod loopback;
@@ -30,6 +32,8 @@ pub struct Call {
     pub conf: NetConf,
     /// As which plugin it is called.
     pub role: Role,
+    /// Standard input.
+    pub input: Vec<u8>,
 }
 
 fn main() -> ExitCode {
@@ -72,7 +76,7 @@ fn answer() -> (Version, Result<Option<Value>, CniError>) {
     match NetConf::parse(&input, environment.verb, role) {
         Ok(conf) => {
             let version = conf.version;
-            (version, Call { environment, conf, role }.answer())
+            (version, Call { environment, conf, role, input }.answer())
         }
         Err(error) => (given_version(&input).unwrap_or(Version::V1_1_0), Err(error)),
     }
@@ -107,6 +111,8 @@ impl Call {
         }
         match (self.environment.verb, self.role) {
             (Verb::Add, Role::Portmap) => portmap::add(self).map(Some),
+            (Verb::Add, Role::Flannel) => flannel::add(self).map(Some),
+            (Verb::Status, Role::Flannel) => flannel::status(self).map(|()| None),
             (Verb::Add, Role::Loopback) => loopback::add(self).map(Some),
             (Verb::Add, role) if role.gives_addresses() => ipam::add(self).map(Some),
             (Verb::Add, _) => add::run(self).map(Some),
@@ -132,6 +138,15 @@ impl Call {
     pub fn network(&self) -> Result<&str, CniError> {
         let missing = || CniError::new(Code::InvalidConfig, "the configuration has no `name`");
         self.conf.name.as_deref().ok_or_else(missing)
+    }
+
+    /// The configuration as it was given.
+    ///
+    /// # Errors
+    /// Code 6 when it is no JSON.
+    pub fn conf_given(&self) -> Result<Value, CniError> {
+        serde_json::from_slice(&self.input)
+            .map_err(|error| CniError::new(Code::Decode, "standard input is no JSON").with(error.to_string()))
     }
 
     /// What the call is about.
@@ -187,7 +202,11 @@ impl Call {
     }
 }
 
-/// An error of the kernel or of files.
+/// An error of the kernel, of files or of another plugin, whose code is passed on.
 pub fn failed(what: impl Into<String>, error: &LinuxError) -> CniError {
-    CniError::new(Code::Internal, what).with(error.to_string())
+    let code = match error {
+        LinuxError::Plugin { code, .. } if *code != 0 => Code::OfDelegate(*code),
+        _ => Code::Internal,
+    };
+    CniError::new(code, what).with(error.to_string())
 }

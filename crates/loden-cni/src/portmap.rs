@@ -42,6 +42,7 @@ fn foreign(call: &Call, previous: &Success) -> Result<Attachment, CniError> {
         masquerade: false,
         netns: call.environment.netns.clone().unwrap_or_default(),
         pod: call.environment.pod(),
+        delegates: Vec::new(),
     })
 }
 

@@ -3,10 +3,11 @@
 use loden_core::cni::{self, CniError, Code};
 use loden_linux::ledger::ReserveError;
 
-use crate::{Call, failed};
+use crate::{Call, delegate, failed};
 
 /// Answers STATUS.
 pub fn run(call: &Call) -> Result<(), CniError> {
+    delegate::tell_ipam(call, "STATUS")?;
     let make = call.make()?;
     let node = if make.needs_node() { Some(call.node(Code::NotAvailable)?) } else { None };
     let demand = cni::demand(call.network()?, make, node.as_ref())

@@ -9,7 +9,7 @@ use crate::ipam::Demand;
 use crate::kernel::link::{Link, LinkKind, PodSide, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
 use crate::model::{
-    Attach, Attachment, AttachmentKey, Family, Fnv, IfName, Mac, PodAddress, PodRoute, PortMapping, Prefix,
+    Attach, Attachment, AttachmentKey, Delegate, Family, Fnv, IfName, Mac, PodAddress, PodRoute, PortMapping, Prefix,
 };
 use crate::ports;
 
@@ -95,6 +95,8 @@ pub struct Draft {
     pub netns: String,
     /// The pod's namespace and name.
     pub pod: Option<String>,
+    /// Other plugins that do a part of it.
+    pub delegates: Vec<Delegate>,
 }
 
 impl Draft {
@@ -117,6 +119,7 @@ impl Draft {
             masquerade: self.masquerade,
             netns: self.netns.clone(),
             pod: self.pod.clone(),
+            delegates: self.delegates.clone(),
         }
     }
 

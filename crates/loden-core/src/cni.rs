@@ -4,14 +4,15 @@ mod config;
 mod draft;
 mod environment;
 mod error;
+pub mod flannel;
 mod keys;
 mod node_file;
 mod result;
 mod role;
 mod version;
 
-pub use config::{AttachConf, BridgeConf, IpamConf, IpamSource, MacvlanConf, MakeConf, NetConf};
-pub use draft::{HostFacts, Master, demand, draft};
+pub use config::{AskedIp, AttachConf, BridgeConf, IpamConf, IpamSource, MacvlanConf, MakeConf, NetConf};
+pub use draft::{HostFacts, Master, demand, draft, given};
 pub use environment::{Environment, Verb};
 pub use error::{CniError, Code};
 pub use node_file::{NodeBlock, NodeFile};

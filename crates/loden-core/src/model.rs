@@ -13,7 +13,7 @@ mod record;
 mod vni;
 
 pub use attachment::{
-    Attach, Attachment, AttachmentKey, BridgePort, Macvlan, MacvlanMode, OwnBridge, PodAddress, PodRoute,
+    Attach, Attachment, AttachmentKey, BridgePort, Delegate, Macvlan, MacvlanMode, OwnBridge, PodAddress, PodRoute,
 };
 pub(crate) use mac::Fnv;
 pub use mac::Mac;

@@ -44,6 +44,16 @@ pub enum LinuxError {
         /// What is wrong, and what to do.
         cause: String,
     },
+    /// Another plugin that was called.
+    #[error("plugin {plugin}: {cause}")]
+    Plugin {
+        /// Which program.
+        plugin: String,
+        /// The code that it gave, 0 when it gave none.
+        code: u32,
+        /// Its words.
+        cause: String,
+    },
     /// Several at once, from tearing something down.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<LinuxError>),
@@ -64,7 +74,7 @@ impl LinuxError {
             Self::Netlink { errno, .. } | Self::System { errno, .. } => *errno,
             Self::Overrun => libc::ENOBUFS,
             Self::Several(all) => all.first().map_or(0, Self::errno),
-            Self::Malformed { .. } | Self::File { .. } => 0,
+            Self::Malformed { .. } | Self::File { .. } | Self::Plugin { .. } => 0,
         }
     }
 

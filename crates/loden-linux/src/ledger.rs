@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::error::LinuxError;
 use crate::lock::FileLock;
 use crate::run_dir::{Attachments, RunDir, remove_file, write_atomically};
-use crate::{pod, ports};
+use crate::{delegate, pod, ports};
 
 /// How long the lock is waited for: with thousands of ADDs at once each holds it for well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -127,15 +127,15 @@ impl Ledger {
         let file = self.under_way_file(key)?;
         let lock = FileLock::try_acquire(&file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?;
         let under_way = UnderWay { _lock: lock, file };
+        // A killed ADD of the same attachment: its lock is ours now.
+        let left = self.readable(key)?.filter(|there| !there.complete);
+        left.as_ref().map_or(Ok(()), clear)?;
         let _lock = self.lock()?;
-        match self.run_dir.attachment(key) {
-            Ok(Some(there)) if there.complete => return Err(ReserveError::Attached(Box::new(there))),
-            // A killed ADD of the same attachment: its lock is ours now.
-            Ok(Some(there)) => self.undo(&there)?,
-            Ok(None) => {}
-            // What cannot be read is not lost by being replaced: its address comes back when the block is compared.
-            Err(LinuxError::File { .. }) => {}
-            Err(error) => return Err(error.into()),
+        // What cannot be read is not lost by being replaced: its address comes back when the block is compared.
+        match self.readable(key)? {
+            Some(there) if there.complete => return Err(ReserveError::Attached(Box::new(there))),
+            Some(there) => self.free(&there)?,
+            None => {}
         }
         let addresses = self.allocate(&draft.demand, &key.network, quarantine)?;
         let attachment = draft.attachment(addresses);
@@ -143,19 +143,44 @@ impl Ledger {
         Ok(Reservation { attachment, _under_way: under_way })
     }
 
+    /// Writes a reservation down anew: another plugin has said more of it.
+    ///
+    /// # Errors
+    /// As [`Self::complete`]; nothing has changed then.
+    pub fn rewrite(&self, reservation: &mut Reservation, attachment: Attachment) -> Result<(), LinuxError> {
+        let _lock = self.lock()?;
+        self.must_be_there(reservation)?;
+        self.run_dir.put_attachment(&attachment)?;
+        reservation.attachment = attachment;
+        Ok(())
+    }
+
+    fn must_be_there(&self, reservation: &Reservation) -> Result<(), LinuxError> {
+        let key = &reservation.attachment.key;
+        if self.run_dir.attachment(key)?.as_ref() == Some(&reservation.attachment) {
+            return Ok(());
+        }
+        Err(LinuxError::File {
+            path: self.run_dir.attachment_file(key)?.display().to_string(),
+            cause: "was removed by a DEL while its ADD was under way".to_owned(),
+        })
+    }
+
+    /// The attachment, where there is one that can be read.
+    fn readable(&self, key: &AttachmentKey) -> Result<Option<Attachment>, LinuxError> {
+        match self.run_dir.attachment(key) {
+            Err(LinuxError::File { .. }) => Ok(None),
+            read => read,
+        }
+    }
+
     /// Opens the attachment's ports and writes down that it is made.
     ///
     /// # Errors
     /// [`ReserveError::PortTaken`], and [`LinuxError`]; also when a DEL came meanwhile: its addresses may be another's now.
     pub fn complete(&self, reservation: &mut Reservation) -> Result<(), ReserveError> {
-        let key = &reservation.attachment.key;
         let _lock = self.lock()?;
-        if self.run_dir.attachment(key)?.as_ref() != Some(&reservation.attachment) {
-            return Err(ReserveError::Files(LinuxError::File {
-                path: self.run_dir.attachment_file(key)?.display().to_string(),
-                cause: "was removed by a DEL while its ADD was under way".to_owned(),
-            }));
-        }
+        self.must_be_there(reservation)?;
         ports::add(&reservation.attachment, || self.run_dir.attachments().good).map_err(|error| {
             if error.errno() == libc::EEXIST { self.port_taken(&reservation.attachment) } else { error.into() }
         })?;
@@ -170,11 +195,7 @@ impl Ledger {
     pub fn open_ports(&self, usual: Attachment) -> Result<(), ReserveError> {
         self.run_dir.make()?;
         let _lock = self.lock()?;
-        let there = match self.run_dir.attachment(&usual.key) {
-            Ok(there) => there.filter(|there| there.complete),
-            Err(LinuxError::File { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
+        let there = self.readable(&usual.key)?.filter(|there| there.complete);
         if let Some(there) = &there {
             // What a former call opened.
             ports::remove(there)?;
@@ -213,12 +234,8 @@ impl Ledger {
             return Ok(());
         }
         let _lock = self.lock()?;
-        let there = match self.run_dir.attachment(key) {
-            Ok(Some(there)) => there,
-            // What cannot be read is left to who takes the whole away, or to the sweep.
-            Ok(None) | Err(LinuxError::File { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        };
+        // What cannot be read is left to who takes the whole away, or to the sweep.
+        let Some(there) = self.readable(key)? else { return Ok(()) };
         let mut rest = there.clone();
         match part {
             Part::Ports => {
@@ -266,20 +283,21 @@ impl Ledger {
         }
     }
 
-    /// Forgets an attachment and frees its addresses; a missing one is no error.
+    /// Forgets an attachment and frees its addresses, those too that another plugin gave; a missing one is no error.
     ///
     /// # Errors
     /// [`LinuxError`].
     pub fn release(&self, key: &AttachmentKey) -> Result<(), LinuxError> {
         let file = self.run_dir.attachment_file(key)?;
         if file.exists() {
+            if let Some(there) = self.readable(key)? {
+                delegate::undo(&there, delegate::PATIENCE)?;
+            }
             let _lock = self.lock()?;
-            match self.run_dir.attachment(key) {
-                Ok(Some(there)) => self.free(&there)?,
-                Ok(None) => {}
+            match self.readable(key)? {
+                Some(there) => self.free(&there)?,
                 // What cannot be read must not keep a pod from going; its addresses are found by the sweep.
-                Err(LinuxError::File { .. }) => remove_file(&file)?,
-                Err(error) => return Err(error),
+                None => remove_file(&file)?,
             }
         }
         self.remove_mark(&self.under_way_file(key)?)
@@ -306,9 +324,11 @@ impl Ledger {
     fn sweep_one(&self, key: &AttachmentKey) -> Result<bool, LinuxError> {
         let lock_file = self.under_way_file(key)?;
         let Ok(_under_way) = FileLock::try_acquire(&lock_file)? else { return Ok(false) };
+        let unfinished = || Ok(self.run_dir.attachment(key)?.filter(|there| !there.complete));
+        let cleared = unfinished()?.as_ref().map_or(Ok(()), clear);
         let _lock = self.lock()?;
-        let left = self.run_dir.attachment(key)?.filter(|there| !there.complete);
-        let undone = left.as_ref().map_or(Ok(()), |left| self.undo(left));
+        let left = unfinished()?;
+        let undone = cleared.and_then(|()| left.as_ref().map_or(Ok(()), |left| self.free(left)));
         remove_file(&lock_file)?;
         undone.map(|()| left.is_some())
     }
@@ -441,12 +461,6 @@ impl Ledger {
         Ok(Err(full))
     }
 
-    /// Clears the kernel of an attachment, and then frees it.
-    fn undo(&self, attachment: &Attachment) -> Result<(), LinuxError> {
-        pod::remove(attachment)?;
-        self.free(attachment)
-    }
-
     /// The ports go first: the address that they lead to is going to be another's. Of the rest
     /// the file goes first: if this process is killed between, the states count addresses as in use that nobody has, and the
     /// sweep finds them. The other way round they could be given twice.
@@ -514,6 +528,13 @@ impl Ledger {
         self.run_dir.attachment_file(key)?;
         Ok(self.run_dir.ipam_dir().join(format!("{}.add", attach::mark(key))))
     }
+}
+
+/// Takes away what a killed ADD made, all but what is written down. To be called with the attachment's own lock held, and without that
+/// of all: other plugins may take their time.
+fn clear(attachment: &Attachment) -> Result<(), LinuxError> {
+    pod::remove(attachment)?;
+    delegate::undo(attachment, delegate::PATIENCE_UNDOING)
 }
 
 /// Says whether something was found. While an attachment cannot be read, nobody knows which addresses are not in use.

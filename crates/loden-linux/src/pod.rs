@@ -169,6 +169,9 @@ pub(crate) fn set_sysctl(path: &str, value: i64) -> Result<(), LinuxError> {
 /// # Errors
 /// [`LinuxError`] when something cannot be looked at.
 pub fn check(attachment: &Attachment, netns: &str, mtu_node: Option<u32>) -> Result<Vec<String>, LinuxError> {
+    if let Attach::Foreign { .. } = attachment.attach {
+        return Ok(Vec::new());
+    }
     let mtu = attach::mtu(attachment, mtu_node);
     let mut faults = check_host(attachment, mtu)?;
     match NetNs::open(Path::new(netns)) {

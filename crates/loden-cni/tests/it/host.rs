@@ -84,11 +84,15 @@ impl Host {
         self.begin_as("loden-cni", verb, pod, stdin, variables)
     }
 
+    /// The same as [`Self::exec`] under another plugin's name.
+    pub fn exec_as(&self, role: &str, verb: &str, pod: &str, stdin: &[u8], variables: &[(&str, &str)]) -> Output {
+        self.begin_as(role, verb, pod, stdin, variables).wait_with_output().expect("the plugin ends")
+    }
+
     /// The same under another plugin's name; gives the JSON, or the error's code and words.
     pub fn call_as(&self, role: &str, verb: &str, pod: &str, conf: &Value) -> Result<Value, (u64, String)> {
         let conf = self.conf(conf["cniVersion"].as_str().unwrap_or("1.0.0"), conf);
-        let child = self.begin_as(role, verb, pod, conf.as_bytes(), &[]);
-        answer(&child.wait_with_output().expect("the plugin ends"))
+        answer(&self.exec_as(role, verb, pod, conf.as_bytes(), &[]))
     }
 
     fn begin_as(&self, role: &str, verb: &str, pod: &str, stdin: &[u8], variables: &[(&str, &str)]) -> Child {

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod bridges;
+mod delegates;
 mod faults;
 mod host;
 mod kills;

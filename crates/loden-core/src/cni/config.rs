@@ -34,10 +34,12 @@ pub struct NetConf {
     pub make: Option<MakeConf>,
     /// What the plugins before this one, or the ADD, came to.
     pub previous: Option<Success>,
-    /// ADD: the same as it was given, to be passed on.
+    /// The same as it was given, to be passed on.
     pub passed_on: Option<Value>,
     /// GC: the attachments that are to stay; `None` when the runtime did not say (which does not mean that none is).
     pub valid: Option<Vec<(String, IfName)>>,
+    /// `ipam.type`, where it names another plugin: that one is called too.
+    pub ipam_plugin: Option<String>,
 }
 
 /// What an ADD is to make.
@@ -53,13 +55,22 @@ pub struct MakeConf {
     /// them that is there.
     pub mac: Option<Mac>,
     /// The addresses that are asked for, by all of `args.cni.ips`, the pod's annotation and `runtimeConfig.ips`.
-    pub ips: Vec<IpAddr>,
+    pub ips: Vec<AskedIp>,
     /// `runtimeConfig.portMappings`: ports of the host that lead to the pod.
     pub ports: Vec<PortMapping>,
     /// `ipMasq`: whether what the pod sends to the outside takes the host's address.
     pub masquerade: bool,
     /// `dns`, or what the runtime says instead, in the result's form.
     pub dns: Option<Value>,
+}
+
+/// An address that is asked for. Its length is heeded where the configuration has none for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AskedIp {
+    /// The address.
+    pub addr: IpAddr,
+    /// The prefix length, where one was given.
+    pub len: Option<u8>,
 }
 
 impl NetConf {
@@ -87,7 +98,11 @@ impl NetConf {
         }
         let is_making = matches!(verb, Verb::Add | Verb::Status);
         let quarantine = if is_making { keys.number("quarantineSeconds")? } else { None };
-        let previous = get_for(&[Verb::Add, Verb::Check], "prevResult");
+        let given = get_for(&[Verb::Add, Verb::Check], "prevResult");
+        let previous = given.map(|value| Success::parse(value, version)).transpose()?;
+        // A runtime turns it into the configuration's version; else it is done here.
+        let is_of_version = |value: &&Value| value.get("cniVersion").and_then(Value::as_str) == Some(version.as_str());
+        let turned = || previous.as_ref().map(|previous| previous.to_json(version));
         let valid = get_for(&[Verb::Gc], "cni.dev/valid-attachments").map(|_| parse_valid(&keys)).transpose()?;
         Ok(Self {
             version,
@@ -95,9 +110,11 @@ impl NetConf {
             run_dir: keys.text("runDir")?.unwrap_or("/run/loden").to_owned(),
             quarantine: quarantine.unwrap_or(30),
             make: is_making.then(|| MakeConf::parse(&keys, role)).transpose()?,
-            passed_on: get_for(&[Verb::Add], "prevResult").cloned(),
-            previous: previous.map(|value| Success::parse(value, version)).transpose()?,
+            passed_on: given.filter(is_of_version).cloned().or_else(turned),
+            previous,
             valid,
+            // A text or nothing: a DEL is not kept from its work by what has become of the configuration.
+            ipam_plugin: keys.object("ipam").ok().flatten().and_then(|ipam| ipam::plugin(&ipam)).map(str::to_owned),
         })
     }
 }
@@ -111,7 +128,8 @@ impl MakeConf {
         };
         let asked = Asked::parse(keys)?;
         let mac = keys.parsed("mac", "an Ethernet address")?;
-        let ipam = IpamConf::parse(keys, usual)?;
+        // flannel's is a part of what another plugin will be given.
+        let ipam = if role == Role::Flannel { IpamConf::of(usual) } else { IpamConf::parse(keys, usual)? };
         // The reference plugins have only the routes that are asked for.
         let routes = ipam.routes.clone().or_else(|| (role != Role::Loden).then(Vec::new));
         Ok(Self {
@@ -138,7 +156,7 @@ impl MakeConf {
 #[derive(Debug, Default)]
 struct Asked {
     mac: Option<Mac>,
-    ips: Vec<IpAddr>,
+    ips: Vec<AskedIp>,
     ports: Vec<PortMapping>,
     dns: Option<Value>,
 }
@@ -172,11 +190,11 @@ impl Asked {
     fn take(&mut self, keys: &Keys<'_>, mac: &str, ips: &[String]) -> Result<(), CniError> {
         self.mac = keys.parsed(mac, "an Ethernet address")?.or(self.mac);
         for text in ips {
-            let addr = parse_ip(text).ok_or_else(|| {
+            let asked = AskedIp::parse(text).ok_or_else(|| {
                 CniError::new(Code::InvalidConfig, format!("{text:?} is asked for as an address and is none"))
             })?;
-            if !self.ips.contains(&addr) {
-                self.ips.push(addr);
+            if self.ips.iter().all(|other| other.addr != asked.addr) {
+                self.ips.push(asked);
             }
         }
         Ok(())
@@ -195,10 +213,13 @@ fn port(keys: &Keys<'_>) -> Result<Option<PortMapping>, CniError> {
     }))
 }
 
-/// An address, with or without a length.
-#[must_use]
-pub fn parse_ip(text: &str) -> Option<IpAddr> {
-    text.parse::<IpAddr>().ok().or_else(|| text.parse::<IpNet>().ok().map(|net| net.addr()))
+impl AskedIp {
+    /// An address, with or without a length.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let alone = text.parse::<IpAddr>().ok().map(|addr| Self { addr, len: None });
+        alone.or_else(|| text.parse::<IpNet>().ok().map(|net| Self { addr: net.addr(), len: Some(net.prefix_len()) }))
+    }
 }
 
 /// The capability's `dns` has other names than the result's.

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
-use super::config::{BridgeConf, MacvlanConf, parse_ip};
-use super::{AttachConf, CniError, Code, Environment, IpamSource, MakeConf, NodeFile};
+use super::config::{AskedIp, BridgeConf, MacvlanConf};
+use super::{AttachConf, CniError, Code, Environment, IpamSource, MakeConf, NodeFile, Success};
 use crate::attach::Draft;
 use crate::ipam::{Demand, Offer, Range, Supply};
+use crate::kernel::default_priority;
 use crate::model::{
-    Attach, AttachmentKey, BridgePort, Family, IfName, Mac, Macvlan, MacvlanMode, OwnBridge, PodAddress, PortMapping,
+    Attach, AttachmentKey, BridgePort, Family, IfName, Mac, Macvlan, MacvlanMode, OwnBridge, PodAddress, PodRoute,
+    PortMapping, Prefix,
 };
 
 /// What is known of the host, as far as the configuration asks for it.
@@ -45,11 +47,12 @@ pub fn draft(
 ) -> Result<Draft, CniError> {
     let node = facts.node.as_ref();
     let mut demand = demand(&key.network, make, node)?;
-    demand.wanted = wanted(make, environment)?;
-    if let IpamSource::Static(_) = make.ipam.source
-        && !demand.wanted.is_empty()
-    {
-        override_fixed(&mut demand)?;
+    let asked = asked_ips(make, environment)?;
+    match make.ipam.source {
+        IpamSource::Static(_) if !asked.is_empty() => override_fixed(&mut demand, &asked, gateway_of(environment)?)?,
+        // It hears by itself what is asked for.
+        IpamSource::Static(_) | IpamSource::Plugin(_) => {}
+        _ => demand.wanted = asked.iter().map(|asked| asked.addr).collect(),
     }
     let (attach, mtu_usual, is_down) = match &make.attach {
         AttachConf::Bridge(conf) => (bridge(conf, make, node)?, None, conf.is_down),
@@ -67,12 +70,7 @@ pub fn draft(
     if is_down {
         demand = Demand::default();
     }
-    let is_default = match &make.attach {
-        AttachConf::Bridge(conf) => conf.is_default_gateway.unwrap_or(make.ipam.routes.is_none()),
-        AttachConf::Routed => true,
-        AttachConf::Macvlan(_) | AttachConf::Ptp => make.ipam.routes.is_none(),
-        AttachConf::Foreign => false,
-    };
+    let is_default = is_default(make, make.ipam.routes.is_some());
     let asked = mac_of(environment)?;
     let given = make.mac.or(asked);
     let passed_through = facts
@@ -94,7 +92,35 @@ pub fn draft(
         masquerade: make.masquerade,
         pod: environment.pod(),
         netns: environment.netns.clone().unwrap_or_default(),
+        delegates: Vec::new(),
     })
+}
+
+/// Takes up what another plugin gave: its addresses as they are, and its routes.
+#[must_use]
+pub fn given(draft: Draft, make: &MakeConf, result: &Success) -> Draft {
+    let address = |ip: &super::IpConfig| PodAddress { net: ip.address, gateway: ip.gateway, supply: None };
+    let route = |route: &super::Route| {
+        let prefix = Prefix::holding(route.dst.addr(), route.dst.prefix_len());
+        PodRoute { prefix, gateway: route.gw, priority: route.priority.unwrap_or(default_priority(prefix.family())) }
+    };
+    let routes: Vec<PodRoute> = result.routes.iter().map(route).collect();
+    Draft {
+        is_default: is_default(make, make.ipam.routes.is_some() || !routes.is_empty()),
+        demand: Demand { fixed: result.ips.iter().map(address).collect(), ..draft.demand },
+        routes,
+        ..draft
+    }
+}
+
+/// Whether a pod's gateway is its way to everywhere: as the configuration says, else unless there are routes of its own.
+fn is_default(make: &MakeConf, has_routes: bool) -> bool {
+    match &make.attach {
+        AttachConf::Bridge(conf) => conf.is_default_gateway.unwrap_or(!has_routes),
+        AttachConf::Routed => true,
+        AttachConf::Macvlan(_) | AttachConf::Ptp => !has_routes,
+        AttachConf::Foreign => false,
+    }
 }
 
 /// What an attachment needs of addresses.
@@ -104,7 +130,7 @@ pub fn draft(
 pub fn demand(network: &str, make: &MakeConf, node: Option<&NodeFile>) -> Result<Demand, CniError> {
     let mut demand = Demand { reserved: make.ipam.reserved.clone(), ..Demand::default() };
     match &make.ipam.source {
-        IpamSource::Nowhere => {}
+        IpamSource::Nowhere | IpamSource::Plugin(_) => {}
         IpamSource::Static(addresses) => demand.fixed.clone_from(addresses),
         IpamSource::Ranges(sets) => {
             let offer = |(range, gateway): &(Range, IpAddr)| Offer {
@@ -135,16 +161,24 @@ pub fn demand(network: &str, make: &MakeConf, node: Option<&NodeFile>) -> Result
 }
 
 /// Addresses that are asked for, by the configuration's parts and by `CNI_ARGS`.
-fn wanted(make: &MakeConf, environment: &Environment) -> Result<Vec<IpAddr>, CniError> {
-    let mut wanted = make.ips.clone();
+fn asked_ips(make: &MakeConf, environment: &Environment) -> Result<Vec<AskedIp>, CniError> {
+    let mut all = make.ips.clone();
     for text in environment.arg("IP").into_iter().flat_map(|ips| ips.split(',')).filter(|text| !text.is_empty()) {
-        let addr = parse_ip(text)
-            .ok_or_else(|| CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS: IP={text:?} is no address")))?;
-        if !wanted.contains(&addr) {
-            wanted.push(addr);
+        let asked = AskedIp::parse(text).ok_or_else(|| no_address("IP", text))?;
+        if all.iter().all(|other| other.addr != asked.addr) {
+            all.push(asked);
         }
     }
-    Ok(wanted)
+    Ok(all)
+}
+
+fn gateway_of(environment: &Environment) -> Result<Option<IpAddr>, CniError> {
+    let parse = |text: &str| text.parse().map_err(|_| no_address("GATEWAY", text));
+    environment.arg("GATEWAY").filter(|text| !text.is_empty()).map(parse).transpose()
+}
+
+fn no_address(key: &str, text: &str) -> CniError {
+    CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS: {key}={text:?} is no address"))
 }
 
 fn mac_of(environment: &Environment) -> Result<Option<Mac>, CniError> {
@@ -155,17 +189,19 @@ fn mac_of(environment: &Environment) -> Result<Option<Mac>, CniError> {
     environment.arg("MAC").filter(|text| !text.is_empty()).map(parse).transpose()
 }
 
-/// What is asked for replaces what the configuration gives as fixed: each of its family, with that one's length and gateway.
-fn override_fixed(demand: &mut Demand) -> Result<(), CniError> {
-    let wanted = std::mem::take(&mut demand.wanted);
+/// What is asked for replaces what the configuration gives as fixed: with the length and the gateway of the network there that it
+/// lies in, else with its own length and the gateway that is asked for.
+fn override_fixed(demand: &mut Demand, asked: &[AskedIp], gateway: Option<IpAddr>) -> Result<(), CniError> {
     let mut fixed = Vec::new();
-    for addr in wanted {
-        let like = demand.fixed.iter().find(|fixed| fixed.net.contains(&addr)).cloned();
-        let like = like.ok_or_else(|| {
-            CniError::new(Code::NoAddress, format!("{addr} is asked for and lies in no network of `ipam.addresses`"))
+    for AskedIp { addr, len } in asked {
+        let like = demand.fixed.iter().find(|fixed| fixed.net.contains(addr));
+        let len = like.map(|like| like.net.prefix_len()).or(*len).ok_or_else(|| {
+            let text = format!("{addr} is asked for without a length and lies in no network of `ipam.addresses`");
+            CniError::new(Code::NoAddress, text)
         })?;
-        let net = ipnet::IpNet::new(addr, like.net.prefix_len()).map_err(|error| invalid(&error.to_string()))?;
-        fixed.push(PodAddress { net, ..like });
+        let net = ipnet::IpNet::new(*addr, len).map_err(|error| invalid(&error.to_string()))?;
+        let gateway = like.and_then(|like| like.gateway).or(gateway.filter(|gateway| net.contains(gateway)));
+        fixed.push(PodAddress { net, gateway, supply: None });
     }
     demand.fixed = fixed;
     Ok(())

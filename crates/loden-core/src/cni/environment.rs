@@ -33,6 +33,10 @@ pub struct Environment {
     pub ifname: Option<IfName>,
     /// `CNI_ARGS`, split.
     pub args: Vec<(String, String)>,
+    /// The same, as it was given: another plugin is called with it.
+    pub args_given: String,
+    /// `CNI_PATH`: the directories that other plugins are in.
+    pub search_path: String,
     /// `CNI_NETNS_OVERRIDE`: the plugin's own namespace is wanted.
     pub netns_override: bool,
 }
@@ -81,6 +85,8 @@ impl Environment {
             netns: get("CNI_NETNS").filter(|_| is_used),
             ifname: ifname.map_err(|error| invalid(format!("CNI_IFNAME: {error}")))?,
             args: get("CNI_ARGS").map(|args| split_args(&args)).unwrap_or_default(),
+            args_given: get("CNI_ARGS").unwrap_or_default(),
+            search_path: get("CNI_PATH").unwrap_or_default(),
             netns_override: matches!(get("CNI_NETNS_OVERRIDE").as_deref(), Some("1" | "true" | "TRUE" | "True")),
         })
     }

@@ -6,38 +6,64 @@ use super::Version;
 
 /// The specification's codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Code {
     /// The configuration's version is not spoken.
-    IncompatibleVersion = 1,
+    IncompatibleVersion,
     /// A field that is not supported.
-    UnsupportedField = 2,
+    UnsupportedField,
     /// No such container.
-    UnknownContainer = 3,
+    UnknownContainer,
     /// A variable of the environment is missing or wrong.
-    InvalidEnvironment = 4,
+    InvalidEnvironment,
     /// Reading or writing failed.
-    Io = 5,
+    Io,
     /// What was read cannot be understood.
-    Decode = 6,
+    Decode,
     /// The network configuration is not valid.
-    InvalidConfig = 7,
+    InvalidConfig,
     /// The network namespace is not usable.
-    InvalidNetns = 8,
+    InvalidNetns,
     /// Try again later.
-    TryAgain = 11,
+    TryAgain,
     /// STATUS: no ADD can be served.
-    NotAvailable = 50,
+    NotAvailable,
     /// STATUS: no ADD can be served, and pods that are there are limited.
-    Limited = 51,
+    Limited,
     /// An address is not to be had: exhausted, or in use.
-    NoAddress = 100,
+    NoAddress,
     /// CHECK found something wrong.
-    CheckFailed = 101,
+    CheckFailed,
     /// A port of the host that is asked for leads to another pod.
-    PortTaken = 102,
+    PortTaken,
     /// Anything else.
-    Internal = 999,
+    Internal,
+    /// What a plugin said that this one called: an error of a delegate is the caller's.
+    OfDelegate(u32),
+}
+
+impl Code {
+    /// The number.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::IncompatibleVersion => 1,
+            Self::UnsupportedField => 2,
+            Self::UnknownContainer => 3,
+            Self::InvalidEnvironment => 4,
+            Self::Io => 5,
+            Self::Decode => 6,
+            Self::InvalidConfig => 7,
+            Self::InvalidNetns => 8,
+            Self::TryAgain => 11,
+            Self::NotAvailable => 50,
+            Self::Limited => 51,
+            Self::NoAddress => 100,
+            Self::CheckFailed => 101,
+            Self::PortTaken => 102,
+            Self::Internal => 999,
+            Self::OfDelegate(number) => number,
+        }
+    }
 }
 
 /// An error.
@@ -70,7 +96,7 @@ impl CniError {
     pub fn to_json(&self, version: Version) -> Value {
         json!({
             "cniVersion": version.as_str(),
-            "code": self.code as u32,
+            "code": self.code.number(),
             "msg": self.message,
             "details": self.details,
         })

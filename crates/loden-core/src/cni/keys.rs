@@ -23,6 +23,12 @@ impl<'a> Keys<'a> {
         Self { map, way: String::new() }
     }
 
+    /// All of it, as it is.
+    #[must_use]
+    pub fn all(&self) -> &'a Map<String, Value> {
+        self.map
+    }
+
     /// A value as it is; an exact match goes first.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&'a Value> {

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::{CniError, Code, Version};
 use crate::attach::{self, ROUTED_HOST_MAC};
-use crate::model::{Attach, Attachment, IfName, Mac, PodAddress};
+use crate::kernel::default_priority;
+use crate::model::{Attach, Attachment, IfName, Mac, PodAddress, PodRoute};
 
 /// What an ADD came to.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -53,6 +54,8 @@ pub struct Route {
     pub dst: IpNet,
     /// Gateway.
     pub gw: Option<IpAddr>,
+    /// Priority (metric; 1.1.0), where it is not the usual one.
+    pub priority: Option<u32>,
 }
 
 impl Success {
@@ -81,7 +84,7 @@ impl Success {
         Self {
             interfaces,
             ips: attach::pod_nets(attachment).into_iter().zip(gateways).map(ip).collect(),
-            routes: attachment.routes.iter().map(|r| Route { dst: r.prefix.ipnet(), gw: r.gateway }).collect(),
+            routes: attachment.routes.iter().map(Route::of).collect(),
             dns,
         }
     }
@@ -105,7 +108,7 @@ impl Success {
         Self {
             interfaces: Vec::new(),
             ips: attachment.addresses.iter().map(ip).collect(),
-            routes: attachment.routes.iter().map(|r| Route { dst: r.prefix.ipnet(), gw: r.gateway }).collect(),
+            routes: attachment.routes.iter().map(Route::of).collect(),
             dns,
         }
     }
@@ -118,8 +121,12 @@ impl Success {
         if version <= Version::V0_2_0 {
             for (key, v4) in [("ip4", true), ("ip6", false)] {
                 if let Some(ip) = self.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4) {
-                    let routes: Vec<_> =
-                        self.routes.iter().filter(|r| r.dst.addr().is_ipv4() == v4).map(|r| r.to_json()).collect();
+                    let routes: Vec<_> = self
+                        .routes
+                        .iter()
+                        .filter(|r| r.dst.addr().is_ipv4() == v4)
+                        .map(|r| r.to_json(version))
+                        .collect();
                     let mut old = json!({ "ip": ip.address.to_string(), "routes": routes });
                     if let Some(gateway) = ip.gateway {
                         old["gateway"] = gateway.to_string().into();
@@ -130,7 +137,7 @@ impl Success {
         } else {
             let interfaces: Vec<_> = self.interfaces.iter().map(|i| i.to_json(version)).collect();
             let ips: Vec<_> = self.ips.iter().map(|ip| ip.to_json(version)).collect();
-            let routes: Vec<_> = self.routes.iter().map(|route| route.to_json()).collect();
+            let routes: Vec<_> = self.routes.iter().map(|route| route.to_json(version)).collect();
             for (key, list) in [("interfaces", interfaces), ("ips", ips), ("routes", routes)] {
                 if !list.is_empty() {
                     map.insert(key.to_owned(), list.into());
@@ -139,6 +146,35 @@ impl Success {
         }
         map.insert("dns".to_owned(), self.dns.clone().unwrap_or_else(|| json!({})));
         Value::Object(map)
+    }
+
+    /// The JSON of a version, behind what the plugins before this one came to: that stays as it is, and this is put to it.
+    #[must_use]
+    pub fn behind(&self, previous: Option<&Value>, version: Version) -> Value {
+        let ours = self.to_json(version);
+        let (Some(Value::Object(previous)), Value::Object(ours)) = (previous, &ours) else { return ours };
+        let mut all = previous.clone();
+        all.insert("cniVersion".to_owned(), version.as_str().into());
+        let before = previous.get("interfaces").and_then(Value::as_array).map_or(0, Vec::len);
+        for (key, value) in ours {
+            match (all.get_mut(key), value) {
+                (Some(Value::Array(there)), Value::Array(more)) => {
+                    there.extend(more.iter().cloned().map(|mut item| {
+                        if let Some(place) = item.get("interface").and_then(Value::as_u64) {
+                            item["interface"] = (place + before as u64).into();
+                        }
+                        item
+                    }))
+                }
+                (Some(Value::Object(there)), Value::Object(_)) if there.is_empty() => {
+                    all.insert(key.clone(), value.clone());
+                }
+                // Of the two oldest versions there is one address of a family, and one `dns` in all of them.
+                (Some(there), _) if !there.is_null() => {}
+                _ => drop(all.insert(key.clone(), value.clone())),
+            }
+        }
+        Value::Object(all)
     }
 
     /// Reads a result; its own `cniVersion` goes before the configuration's.
@@ -153,7 +189,8 @@ impl Success {
         let ip = |value: &Value, key: &str| text(value, key).and_then(|text| text.parse::<IpAddr>().ok());
         let route = |value: &Value| {
             let dst = text(value, "dst").and_then(|dst| dst.parse().ok()).ok_or_else(|| wrong("a route"))?;
-            Ok(Route { dst, gw: ip(value, "gw") })
+            let priority = value.get("priority").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+            Ok(Route { dst, gw: ip(value, "gw"), priority })
         };
         let mut result = Self { dns: value.get("dns").cloned(), ..Self::default() };
         if version <= Version::V0_2_0 {
@@ -221,11 +258,21 @@ impl IpConfig {
 }
 
 impl Route {
-    fn to_json(self) -> Value {
-        match self.gw {
-            Some(gw) => json!({ "dst": self.dst.to_string(), "gw": gw.to_string() }),
-            None => json!({ "dst": self.dst.to_string() }),
+    fn of(route: &PodRoute) -> Self {
+        let usual = default_priority(route.prefix.family());
+        let priority = Some(route.priority).filter(|priority| *priority != usual);
+        Self { dst: route.prefix.ipnet(), gw: route.gateway, priority }
+    }
+
+    fn to_json(self, version: Version) -> Value {
+        let mut route = json!({ "dst": self.dst.to_string() });
+        if let Some(gw) = self.gw {
+            route["gw"] = gw.to_string().into();
         }
+        if let Some(priority) = self.priority.filter(|_| version >= Version::V1_1_0) {
+            route["priority"] = priority.into();
+        }
+        route
     }
 }
 
@@ -250,7 +297,7 @@ mod tests {
                 },
                 IpConfig { address: "fd00::2/64".parse().expect("net"), gateway: None, interface: Some(0) },
             ],
-            routes: vec![Route { dst: "0.0.0.0/0".parse().expect("net"), gw: "10.0.0.1".parse().ok() }],
+            routes: vec![Route { dst: "0.0.0.0/0".parse().expect("net"), gw: "10.0.0.1".parse().ok(), priority: None }],
             dns: Some(json!({})),
         };
         for version in Version::ALL {
@@ -259,7 +306,18 @@ mod tests {
             assert_eq!(read.to_json(version), json, "{version}");
             assert_eq!(read.ips.len(), 2, "{version}");
         }
+        let both = result.behind(Some(&result.to_json(Version::V1_0_0)), Version::V1_0_0);
+        assert_eq!(both["ips"][0]["interface"], 0);
+        assert_eq!(both["ips"][2]["interface"], 1, "{both}");
+        assert_eq!((both["interfaces"].as_array().map(Vec::len), both["dns"].clone()), (Some(2), json!({})));
+        let unknown = json!({ "ips": [], "theirs": 7, "dns": { "domain": "x" } });
+        let both = result.behind(Some(&unknown), Version::V1_1_0);
+        assert_eq!(
+            (&both["theirs"], &both["dns"]["domain"], &both["ips"][0]["interface"]),
+            (&json!(7), &json!("x"), &json!(0))
+        );
         let old = result.to_json(Version::V0_2_0);
+        assert_eq!(result.behind(Some(&old), Version::V0_2_0), old);
         assert_eq!(old["ip4"]["gateway"], "10.0.0.1");
         assert_eq!(result.to_json(Version::V0_3_1)["ips"][1]["version"], "6");
         assert!(result.to_json(Version::V1_0_0)["interfaces"][0].get("mtu").is_none());

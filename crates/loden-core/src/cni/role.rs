@@ -19,6 +19,8 @@ pub enum Role {
     Portmap,
     /// `loopback`.
     Loopback,
+    /// `flannel`: its configuration becomes another plugin's.
+    Flannel,
 }
 
 impl Role {
@@ -33,6 +35,7 @@ impl Role {
             "static" => Self::Static,
             "portmap" => Self::Portmap,
             "loopback" => Self::Loopback,
+            "flannel" => Self::Flannel,
             _ => Self::Loden,
         }
     }

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{IfName, Mac, PortMapping, Prefix};
 use crate::ipam::Supply;
@@ -181,6 +183,26 @@ pub struct Attachment {
     /// The pod's namespace and name, where the runtime gave them: for people and for events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// Other plugins that did a part of it and are to undo it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub delegates: Vec<Delegate>,
+}
+
+/// Another plugin that is called for a part of an attachment, and all that its later calls need: by then the configuration may be
+/// another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Delegate {
+    /// The program.
+    pub program: PathBuf,
+    /// The configuration that it was called with.
+    pub conf: Value,
+    /// `CNI_ARGS`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub args: String,
+    /// `CNI_PATH`: it may call others itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub search_path: String,
 }
 
 impl Attachment {
@@ -188,7 +210,10 @@ impl Attachment {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let has_supply = self.addresses.iter().any(|address| address.supply.is_some());
-        matches!(self.attach, Attach::Foreign { .. }) && self.ports.is_empty() && !has_supply
+        matches!(self.attach, Attach::Foreign { .. })
+            && self.ports.is_empty()
+            && self.delegates.is_empty()
+            && !has_supply
     }
 
     /// The pod's addresses without lengths.

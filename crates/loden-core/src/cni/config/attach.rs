@@ -79,7 +79,7 @@ impl AttachConf {
             }
             Role::Ptp => Ok(Self::Ptp),
             Role::Macvlan => MacvlanConf::parse(keys).map(Self::Macvlan),
-            Role::HostLocal | Role::Static | Role::Portmap | Role::Loopback => Ok(Self::Foreign),
+            Role::HostLocal | Role::Static | Role::Portmap | Role::Loopback | Role::Flannel => Ok(Self::Foreign),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::cni::CniError;
 use crate::cni::keys::Keys;
 use crate::ipam::Range;
 use crate::kernel::default_priority;
-use crate::model::{Family, PodAddress, PodRoute, Prefix};
+use crate::model::{Family, PodAddress, PodRoute, Prefix, is_plain_name};
 
 /// The whole `ipam`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,24 +34,38 @@ pub enum IpamSource {
     Ranges(Vec<Vec<(Range, IpAddr)>>),
     /// They are given as they are.
     Static(Vec<PodAddress>),
+    /// Another plugin gives them: its name.
+    Plugin(String),
 }
 
 impl IpamConf {
+    /// Without any key of its own.
+    pub(super) fn of(source: IpamSource) -> Self {
+        Self { source, routes: None, dns: None, reserved: Vec::new() }
+    }
+
     /// Reads `ipam`; without one, or without a type, addresses come from `usual`.
     pub(super) fn parse(keys: &Keys<'_>, usual: IpamSource) -> Result<Self, CniError> {
         let Some(ipam) = keys.object("ipam")? else {
-            return Ok(Self { source: usual, routes: None, dns: None, reserved: Vec::new() });
+            return Ok(Self::of(usual));
         };
         let source = match ipam.text("type")? {
             None => usual,
             Some("loden") => IpamSource::Node,
             Some("host-local") => ranges(keys, &ipam)?,
             Some("static") => fixed(&ipam)?,
-            Some(_) => return Err(ipam.wrong("type", "\"loden\", \"host-local\" or \"static\"")),
+            Some(_) if let Some(name) = plugin(&ipam) => IpamSource::Plugin(name.to_owned()),
+            Some(_) => return Err(ipam.wrong("type", "\"loden\", \"host-local\", \"static\" or another plugin's name")),
         };
         let routes = ipam.get("routes").map(|_| ipam.objects("routes")?.iter().map(route).collect()).transpose()?;
         Ok(Self { source, routes, dns: ipam.get("dns").cloned(), reserved: prefixes(&ipam, "reserved")? })
     }
+}
+
+/// The name of the plugin that gives addresses, where it is another than this one.
+pub(super) fn plugin<'a>(ipam: &Keys<'a>) -> Option<&'a str> {
+    let name = ipam.text("type").ok().flatten()?;
+    (!["loden", "host-local", "static"].contains(&name) && is_plain_name(name)).then_some(name)
 }
 
 /// `ranges`, or the older form with one range in the object itself; those of the runtime go first.
