@@ -34,7 +34,7 @@ fn every_cluster_picture_gives_its_plan_and_its_problems() {
 }
 
 /// The first line in which what came out is other than what the file has, or nothing.
-fn compare(path: &Path, came: &str) -> String {
+pub fn compare(path: &Path, came: &str) -> String {
     if std::env::var_os("LODEN_BLESS").is_some() {
         fs::write(path, came).expect("bless");
         return String::new();

@@ -9,4 +9,5 @@ mod picture;
 mod pools;
 mod sim;
 mod switch;
+mod translate;
 mod underlay;

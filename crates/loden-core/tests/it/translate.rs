@@ -1,0 +1,107 @@
+//! Golden translations: `fixtures/cni/NAME.json` is a call of a plugin by a name, with the configuration that it is given;
+//! `NAME.golden` is the attachment that it comes to with the first free addresses, and the result; or the error.
+
+use std::fs;
+
+use loden_core::attach::Draft;
+use loden_core::cni::flannel::{self, SubnetEnv};
+use loden_core::cni::{self, CniError, Environment, HostFacts, Master, NetConf, Role, Success, Verb};
+use loden_core::ipam::{Choice, RangeState};
+use loden_core::model::{AttachmentKey, PodAddress};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::golden::compare;
+use crate::picture;
+
+/// A call.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Fixture {
+    role: String,
+    #[serde(default)]
+    args: String,
+    /// Whether the agent has told of the node.
+    #[serde(default)]
+    node: bool,
+    /// What flanneld has left.
+    subnet_env: Option<String>,
+    conf: Value,
+}
+
+#[test]
+fn every_configuration_comes_to_its_attachment() {
+    let folder = picture::fixtures().join("cni");
+    let mut paths: Vec<_> =
+        fs::read_dir(&folder).expect("fixtures").map(|entry| entry.expect("entry").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    assert!(paths.len() > 15, "the configurations are not where they are looked for");
+    let mut faults = String::new();
+    for path in paths {
+        let fixture: Fixture = serde_json::from_slice(&fs::read(&path).expect("read")).expect("a call");
+        let came = match translate(&fixture) {
+            Ok((attachment, result)) => format!("{attachment:#}\n{result:#}\n"),
+            Err(error) => format!("{}: {error}\n", error.code.number()),
+        };
+        faults += &compare(&path.with_extension("golden"), &came);
+    }
+    assert!(faults.is_empty(), "{faults}\nLODEN_BLESS=1 takes what came out as right");
+}
+
+fn translate(fixture: &Fixture) -> Result<(Value, Value), CniError> {
+    let variables = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "c1"),
+        ("CNI_NETNS", "/run/netns/p"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", "/opt/cni/bin"),
+        ("CNI_ARGS", &fixture.args),
+    ];
+    let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    let environment = Environment::read(get)?;
+    let (mut conf, mut role) = (fixture.conf.clone(), Role::of_program(&fixture.role));
+    if let Some(env) = &fixture.subnet_env {
+        let env: SubnetEnv = env.parse().expect("a subnet.env");
+        let rendered = flannel::render(conf.as_object().expect("an object"), &env)?;
+        (conf, role) = (rendered.conf, Role::of_program(&rendered.plugin));
+    }
+    let conf = NetConf::parse(conf.to_string().as_bytes(), Verb::Add, role)?;
+    let make = conf.make.as_ref().expect("ADD makes");
+    let node = json!({
+        "node": "n1", "bridge": "cni0", "mtuPod": 1450,
+        "blocks": [{ "cidr": "10.1.7.0/24", "gateway": "10.1.7.1", "pool": "p4" },
+                   { "cidr": "fd01:0:0:7::/64", "gateway": "fd01:0:0:7::1", "pool": "p6" }],
+    });
+    let master = Master { name: "eth0".parse().expect("a name"), mtu: 1500, mac: None };
+    let facts =
+        HostFacts { node: fixture.node.then(|| serde_json::from_value(node).expect("a node")), master: Some(master) };
+    let key = AttachmentKey {
+        network: conf.name.clone().expect("a name"),
+        container: environment.container.clone().expect("a container"),
+        ifname: environment.ifname.expect("an interface"),
+    };
+    let draft = cni::draft(key, make, &environment, &facts)?;
+    let attachment = draft.attachment(first_free(&draft));
+    let result = if role.gives_addresses() {
+        Success::of_addresses(&attachment, make.dns.clone())
+    } else {
+        Success::of(&attachment, make.dns.clone())
+    };
+    Ok((serde_json::to_value(&attachment).expect("JSON"), result.to_json(conf.version)))
+}
+
+/// What a node that has given no address yet would give.
+fn first_free(draft: &Draft) -> Vec<PodAddress> {
+    let one = |choice: &Vec<loden_core::ipam::Offer>| {
+        let offer = choice.first().expect("an offer");
+        let free = || {
+            let avoid = |addr| draft.demand.is_kept(offer, addr);
+            RangeState::new(offer.supply.range).allocate(Choice { now: 0, quarantine: 0, avoid: &avoid }).expect("room")
+        };
+        let addr = draft.demand.wanted_of(choice).unwrap_or_else(free);
+        let net = ipnet::IpNet::new(addr, offer.supply.range.subnet().len()).expect("a length");
+        PodAddress { net, gateway: offer.gateway, supply: Some(offer.supply.clone()) }
+    };
+    draft.demand.choices.iter().map(one).chain(draft.demand.fixed.iter().cloned()).collect()
+}
