@@ -13,7 +13,12 @@ use crate::{Call, failed, fault};
 /// The plugin that gives the addresses, where it is another than this one.
 pub fn of_ipam(call: &Call, make: &MakeConf) -> Result<Option<Delegate>, CniError> {
     match &make.ipam.source {
-        IpamSource::Plugin(name) => find(call, name, call.conf_given()?).map(Some),
+        IpamSource::Plugin(name) => {
+            let found = find(call, name, call.conf_given()?);
+            // Mostly it is a slip.
+            let own = "`ipam.type` of loden's own are \"loden\", \"host-local\" and \"static\"";
+            found.map(Some).map_err(|error| CniError { details: format!("{}; {own}", error.details), ..error })
+        }
         _ => Ok(None),
     }
 }

@@ -10,6 +10,7 @@ use crate::kernel::link::{Link, LinkKind, PodSide, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
 use crate::model::{
     Attach, Attachment, AttachmentKey, Delegate, Family, Fnv, IfName, Mac, PodAddress, PodRoute, PortMapping, Prefix,
+    RouteExtras,
 };
 use crate::ports;
 
@@ -142,26 +143,32 @@ impl Draft {
         let mut routes = Vec::new();
         for family in Family::ALL {
             let mut of_family = addresses.iter().filter(|address| Family::of(address.net.addr()) == family);
-            let priority = default_priority(family);
+            let route = |prefix, gateway| PodRoute {
+                prefix,
+                gateway,
+                priority: default_priority(family),
+                extras: RouteExtras::default(),
+            };
             let gateway = of_family.find_map(|address| address.gateway);
             let is_wire = self.attach == Attach::Ptp || (self.attach == Attach::Routed && family == Family::V4);
             if let Some(gateway) = gateway.filter(|_| is_wire) {
-                routes.push(PodRoute { prefix: Prefix::host(gateway), gateway: None, priority });
+                routes.push(route(Prefix::host(gateway), None));
             }
             // The rest of the pod's subnet is behind the host too.
             let nets = addresses.iter().map(|address| address.net).filter(|net| Family::of(net.addr()) == family);
             if let Some(gateway) = gateway.filter(|_| self.attach == Attach::Ptp) {
                 let through = |net: IpNet| Prefix::holding(net.addr(), net.prefix_len());
-                routes.extend(nets.map(|net| PodRoute { prefix: through(net), gateway: Some(gateway), priority }));
+                routes.extend(nets.map(|net| route(through(net), Some(gateway))));
             }
             let asked = self.routes.iter().filter(|route| route.prefix.family() == family);
             // The other plugin, which makes the routes, takes the address's gateway by itself.
             let usual = gateway.filter(|_| !matches!(self.attach, Attach::Foreign { .. }));
             let asked = asked.map(|route| PodRoute { gateway: route.gateway.or(usual), ..*route });
             let asked: Vec<PodRoute> = asked.collect();
-            let has_default = asked.iter().any(|route| route.prefix.len() == 0);
+            let is_usual_default = |route: &PodRoute| route.prefix.len() == 0 && route.extras.table.is_none();
+            let has_default = asked.iter().any(is_usual_default);
             if let Some(gateway) = gateway.filter(|_| self.is_default && !has_default) {
-                routes.push(PodRoute { prefix: anywhere(family), gateway: Some(gateway), priority });
+                routes.push(route(anywhere(family), Some(gateway)));
             }
             routes.extend(asked);
         }

@@ -14,6 +14,7 @@ mod vni;
 
 pub use attachment::{
     Attach, Attachment, AttachmentKey, BridgePort, Delegate, Macvlan, MacvlanMode, OwnBridge, PodAddress, PodRoute,
+    RouteExtras,
 };
 pub(crate) use mac::Fnv;
 pub use mac::Mac;

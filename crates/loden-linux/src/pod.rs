@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use loden_core::attach;
-use loden_core::kernel::{Key, Object, PROTOCOL};
+use loden_core::kernel::{Key, Object, PROTOCOL, TABLE_MAIN};
 use loden_core::model::{Attach, Attachment, AttachmentKey, IfName, PodRoute};
 
 use crate::error::LinuxError;
@@ -135,7 +135,7 @@ fn set_up_pod(attachment: &Attachment) -> Result<(), LinuxError> {
         }
     }
     for r in &attachment.routes {
-        route::add(&mut w, r.prefix, r.priority, leads_to(r, number), false);
+        route::add_in_pod(&mut w, r, leads_to(r, number));
     }
     let results = socket.batch(&mut w)?;
     results
@@ -209,11 +209,17 @@ fn check_pod(attachment: &Attachment, mtu: u32) -> Result<Vec<String>, LinuxErro
         faults.push(format!("address {net} is missing on {ifname} in the pod"));
     }
     for r in &attachment.routes {
-        let there = route::read(&mut socket, r.prefix.family(), 0)?;
+        let there = route::read_all(&mut socket, r.prefix.family(), 0)?;
         let wanted = Some(leads_to(r, seen.index));
-        if !there.iter().any(|route| route.prefix == r.prefix && route.to == wanted) {
-            let via = r.gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
-            faults.push(format!("route {}{via} is missing in the pod", r.prefix));
+        let table = r.extras.table.unwrap_or(TABLE_MAIN);
+        let via = r.gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
+        let is_it = |route: &&route::Seen| route.table == table && route.prefix == r.prefix && route.to == wanted;
+        match there.iter().find(is_it) {
+            None => faults.push(format!("route {}{via} is missing in the pod", r.prefix)),
+            Some(seen) if (seen.mtu, seen.advmss) != (r.extras.mtu, r.extras.advmss) => {
+                faults.push(format!("route {}{via} has another MTU or advmss in the pod", r.prefix));
+            }
+            Some(_) => {}
         }
     }
     Ok(faults)

@@ -1,5 +1,9 @@
 //! Where addresses come from: ranges of a network's own, fixed ones, and those that somebody asks for.
 
+use loden_core::kernel::PROTOCOL;
+use loden_core::model::Family;
+use loden_linux::netlink::{Protocol, Socket, Writer};
+use loden_linux::rt::route;
 use serde_json::{Value, json};
 
 use crate::host::{Host, answer};
@@ -176,4 +180,43 @@ fn ranges_that_do_not_do_are_refused_with_the_reason() {
         loden_linux::netns::remove(&host.netns_path("a")).expect("removed");
     }
     assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn routes_have_their_tables_priorities_and_sizes() {
+    let host = Host::new(&[]);
+    let pod = host.pod("a");
+    let routes = json!([
+        { "dst": "0.0.0.0/0", "mtu": 1300, "advmss": 1200, "priority": 50 },
+        { "dst": "198.51.100.0/24", "gw": "10.7.0.9", "table": 1000 },
+        { "dst": "203.0.113.0/24", "table": 77, "scope": 0 },
+    ]);
+    let conf = with(json!({ "type": "host-local", "subnet": "10.7.0.0/24", "routes": routes }));
+    let result = host.call("ADD", "a", &conf).expect("attached");
+    assert_eq!(
+        result["routes"],
+        json!([
+            { "dst": "0.0.0.0/0", "gw": "10.7.0.1", "priority": 50, "mtu": 1300, "advmss": 1200 },
+            { "dst": "198.51.100.0/24", "gw": "10.7.0.9", "table": 1000 },
+            { "dst": "203.0.113.0/24", "gw": "10.7.0.1", "table": 77, "scope": 0 },
+        ])
+    );
+    let seen = pod.run(|| {
+        let mut socket = Socket::open(Protocol::Route).expect("a socket");
+        route::read_all(&mut socket, Family::V4, PROTOCOL).expect("routes")
+    });
+    let mut seen: Vec<_> = seen.expect("a thread").iter().map(|r| (r.table, r.priority, r.mtu, r.advmss)).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [(77, 0, None, None), (254, 50, Some(1300), Some(1200)), (1000, 0, None, None)]);
+    let mut check = conf.clone();
+    check["prevResult"] = result;
+    assert_eq!(host.call("CHECK", "a", &check), Ok(Value::Null));
+    pod.run(|| {
+        let mut w = Writer::default();
+        route::delete(&mut w, "0.0.0.0/0".parse().expect("a prefix"), 50);
+        Socket::open(Protocol::Route).expect("a socket").batch(&mut w).expect("a batch");
+    })
+    .expect("a thread");
+    let (_, text) = host.call("CHECK", "a", &check).expect_err("a route is missing");
+    assert!(text.contains("route 0.0.0.0/0 via 10.7.0.1 is missing in the pod"), "{text}");
 }

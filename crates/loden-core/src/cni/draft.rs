@@ -102,7 +102,8 @@ pub fn given(draft: Draft, make: &MakeConf, result: &Success) -> Draft {
     let address = |ip: &super::IpConfig| PodAddress { net: ip.address, gateway: ip.gateway, supply: None };
     let route = |route: &super::Route| {
         let prefix = Prefix::holding(route.dst.addr(), route.dst.prefix_len());
-        PodRoute { prefix, gateway: route.gw, priority: route.priority.unwrap_or(default_priority(prefix.family())) }
+        let priority = route.priority.unwrap_or(default_priority(prefix.family()));
+        PodRoute { prefix, gateway: route.gw, priority, extras: route.extras }
     };
     let routes: Vec<PodRoute> = result.routes.iter().map(route).collect();
     Draft {

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{CniError, Code, Version};
 use crate::attach::{self, ROUTED_HOST_MAC};
 use crate::kernel::default_priority;
-use crate::model::{Attach, Attachment, IfName, Mac, PodAddress, PodRoute};
+use crate::model::{Attach, Attachment, IfName, Mac, PodAddress, PodRoute, RouteExtras};
 
 /// What an ADD came to.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -56,6 +57,8 @@ pub struct Route {
     pub gw: Option<IpAddr>,
     /// Priority (metric; 1.1.0), where it is not the usual one.
     pub priority: Option<u32>,
+    /// What it has besides (1.1.0).
+    pub extras: RouteExtras,
 }
 
 impl Success {
@@ -190,7 +193,8 @@ impl Success {
         let route = |value: &Value| {
             let dst = text(value, "dst").and_then(|dst| dst.parse().ok()).ok_or_else(|| wrong("a route"))?;
             let priority = value.get("priority").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
-            Ok(Route { dst, gw: ip(value, "gw"), priority })
+            let extras = RouteExtras::deserialize(value).map_err(|error| wrong("a route").with(error.to_string()))?;
+            Ok(Route { dst, gw: ip(value, "gw"), priority, extras })
         };
         let mut result = Self { dns: value.get("dns").cloned(), ..Self::default() };
         if version <= Version::V0_2_0 {
@@ -261,7 +265,7 @@ impl Route {
     fn of(route: &PodRoute) -> Self {
         let usual = default_priority(route.prefix.family());
         let priority = Some(route.priority).filter(|priority| *priority != usual);
-        Self { dst: route.prefix.ipnet(), gw: route.gateway, priority }
+        Self { dst: route.prefix.ipnet(), gw: route.gateway, priority, extras: route.extras }
     }
 
     fn to_json(self, version: Version) -> Value {
@@ -269,8 +273,21 @@ impl Route {
         if let Some(gw) = self.gw {
             route["gw"] = gw.to_string().into();
         }
-        if let Some(priority) = self.priority.filter(|_| version >= Version::V1_1_0) {
-            route["priority"] = priority.into();
+        if version < Version::V1_1_0 {
+            return route;
+        }
+        let extras = self.extras;
+        let numbers = [
+            ("priority", self.priority),
+            ("table", extras.table),
+            ("scope", extras.scope.map(u32::from)),
+            ("mtu", extras.mtu),
+            ("advmss", extras.advmss),
+        ];
+        for (key, number) in numbers {
+            if let Some(number) = number {
+                route[key] = number.into();
+            }
         }
         route
     }
@@ -297,7 +314,12 @@ mod tests {
                 },
                 IpConfig { address: "fd00::2/64".parse().expect("net"), gateway: None, interface: Some(0) },
             ],
-            routes: vec![Route { dst: "0.0.0.0/0".parse().expect("net"), gw: "10.0.0.1".parse().ok(), priority: None }],
+            routes: vec![Route {
+                dst: "0.0.0.0/0".parse().expect("net"),
+                gw: "10.0.0.1".parse().ok(),
+                priority: Some(7),
+                extras: RouteExtras { table: Some(300), mtu: Some(1400), ..RouteExtras::default() },
+            }],
             dns: Some(json!({})),
         };
         for version in Version::ALL {

@@ -141,6 +141,34 @@ pub struct PodRoute {
     /// Priority (metric).
     #[serde(default)]
     pub priority: u32,
+    /// What it has besides.
+    #[serde(default, skip_serializing_if = "RouteExtras::is_none")]
+    pub extras: RouteExtras,
+}
+
+/// What the specification's 1.1.0 lets a route have besides; what is absent is as the kernel has it by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteExtras {
+    /// The routing table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// The scope (`RT_SCOPE_*`): 0 everywhere, 253 the link, 254 the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<u8>,
+    /// MTU in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The segment size that TCP announces, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advmss: Option<u32>,
+}
+
+impl RouteExtras {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One attachment: the file that describes it lives as long as the pod's namespace (both are gone with a reboot).

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use loden_core::kernel::{PROTOCOL, TABLE_MAIN};
-use loden_core::model::{Family, Prefix};
+use loden_core::model::{Family, PodRoute, Prefix, RouteExtras};
 
 use super::af;
 use crate::error::LinuxError;
@@ -25,12 +25,18 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
+/// `RTAX_*`, within the metrics.
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_NH_ID: u16 = 30;
 /// `RTPROT_STATIC`.
 const STATIC: u8 = 4;
 const SCOPE_LINK: u8 = 253;
+/// `RT_TABLE_UNSPEC`.
+const ALL_TABLES: u32 = 0;
 const UNICAST: u8 = 1;
 const BLACKHOLE: u8 = 6;
 
@@ -66,16 +72,20 @@ pub struct Seen {
     pub table: u32,
     /// The source address that it prefers.
     pub source: Option<IpAddr>,
+    /// MTU in bytes, where it has its own.
+    pub mtu: Option<u32>,
+    /// The segment size that TCP announces, in bytes, where it has its own.
+    pub advmss: Option<u32>,
 }
 
 fn info(family: Family, dst_len: u8, protocol: u8, scope: u8, kind: u8) -> [u8; INFO] {
-    [af(family), dst_len, 0, 0, TABLE_MAIN as u8, protocol, scope, kind, 0, 0, 0, 0]
+    info_in(TABLE_MAIN, family, dst_len, protocol, scope, kind)
 }
 
-fn list(w: &mut Writer, family: Family, protocol: u8) {
-    w.begin(GET, DUMP);
-    w.raw(&info(family, 0, protocol, 0, 0));
-    w.end();
+fn info_in(table: u32, family: Family, dst_len: u8, protocol: u8, scope: u8, kind: u8) -> [u8; INFO] {
+    // A number of more than a byte stands in an attribute (`RT_TABLE_UNSPEC` here).
+    let table = u8::try_from(table).unwrap_or(0);
+    [af(family), dst_len, 0, 0, table, protocol, scope, kind, 0, 0, 0, 0]
 }
 
 /// Reads the routes of a family in table `main`, of one protocol or (0) of all. A table that was never used is not there yet.
@@ -83,10 +93,26 @@ fn list(w: &mut Writer, family: Family, protocol: u8) {
 /// # Errors
 /// [`LinuxError`].
 pub fn read(socket: &mut Socket, family: Family, protocol: u8) -> Result<Vec<Seen>, LinuxError> {
+    // An older kernel does not heed the table that is asked for.
+    let all = dump(socket, TABLE_MAIN, family, protocol)?;
+    Ok(all.into_iter().filter(|seen| seen.table == TABLE_MAIN).collect())
+}
+
+/// The same in all tables.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn read_all(socket: &mut Socket, family: Family, protocol: u8) -> Result<Vec<Seen>, LinuxError> {
+    dump(socket, ALL_TABLES, family, protocol)
+}
+
+fn dump(socket: &mut Socket, table: u32, family: Family, protocol: u8) -> Result<Vec<Seen>, LinuxError> {
     let mut w = Writer::default();
-    list(&mut w, family, protocol);
+    w.begin(GET, DUMP);
+    w.raw(&info_in(table, family, 0, protocol, 0, 0));
+    w.end();
     let listed = socket.dump("list routes", &mut w, Vec::new, |all: &mut Vec<_>, message| {
-        all.extend(parse(message.payload).filter(|seen| seen.table == TABLE_MAIN));
+        all.extend(parse(message.payload));
     });
     match listed {
         Err(error) if error.errno() == libc::ENOENT => Ok(Vec::new()),
@@ -106,24 +132,42 @@ pub fn ask(w: &mut Writer, addr: IpAddr) {
 
 /// Makes a route that is not marked as loden's: what a lab's host has by itself, as if an administrator had made it.
 pub fn add_foreign(w: &mut Writer, prefix: Prefix, priority: u32, to: To) {
-    put(w, prefix, priority, to, STATIC, EXCL);
+    put(w, prefix, priority, to, STATIC, EXCL, RouteExtras::default());
 }
 
 /// Makes a route, or with `replace` puts it in the place of one of the same prefix and priority.
 pub fn add(w: &mut Writer, prefix: Prefix, priority: u32, to: To, replace: bool) {
-    put(w, prefix, priority, to, PROTOCOL, if replace { REPLACE } else { EXCL });
+    put(w, prefix, priority, to, PROTOCOL, if replace { REPLACE } else { EXCL }, RouteExtras::default());
 }
 
-fn put(w: &mut Writer, prefix: Prefix, priority: u32, to: To, protocol: u8, how: u16) {
+/// Makes a pod's route.
+pub fn add_in_pod(w: &mut Writer, route: &PodRoute, to: To) {
+    put(w, route.prefix, route.priority, to, PROTOCOL, EXCL, route.extras);
+}
+
+fn put(w: &mut Writer, prefix: Prefix, priority: u32, to: To, protocol: u8, how: u16, extras: RouteExtras) {
     w.begin(NEW, CREATE | how);
+    let table = extras.table.unwrap_or(TABLE_MAIN);
     let (scope, kind) = match to {
         To::Link(_) if prefix.family() == Family::V4 => (SCOPE_LINK, UNICAST),
         To::Blackhole => (0, BLACKHOLE),
         _ => (0, UNICAST),
     };
-    w.raw(&info(prefix.family(), prefix.len(), protocol, scope, kind));
+    w.raw(&info_in(table, prefix.family(), prefix.len(), protocol, extras.scope.unwrap_or(scope), kind));
     w.ip(RTA_DST, prefix.network());
     w.u32(RTA_PRIORITY, priority);
+    if table > u32::from(u8::MAX) {
+        w.u32(RTA_TABLE, table);
+    }
+    if extras.mtu.is_some() || extras.advmss.is_some() {
+        let metrics = w.nest(RTA_METRICS);
+        for (kind, value) in [(RTAX_MTU, extras.mtu), (RTAX_ADVMSS, extras.advmss)] {
+            if let Some(value) = value {
+                w.u32(kind, value);
+            }
+        }
+        w.close(metrics);
+    }
     match to {
         To::Nexthop(id) => w.u32(RTA_NH_ID, id),
         To::Gateway(index, gateway) => {
@@ -164,6 +208,7 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
     };
     let gateway = attrs.find(RTA_GATEWAY).and_then(ip);
     let nexthop = number(RTA_NH_ID);
+    let metric = |kind| attrs.find(RTA_METRICS).and_then(|all| u32_at(Attrs::new(all).find(kind)?, 0));
     let to = match (*payload.get(7)?, number(RTA_OIF), gateway) {
         (BLACKHOLE, ..) => Some(To::Blackhole),
         (UNICAST, Some(index), Some(gateway)) => Some(To::Gateway(index, gateway)),
@@ -181,5 +226,7 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
         protocol: *payload.get(5)?,
         table: number(RTA_TABLE).unwrap_or_else(|| u32::from(payload[4])),
         source: attrs.find(RTA_PREFSRC).and_then(ip),
+        mtu: metric(RTAX_MTU),
+        advmss: metric(RTAX_ADVMSS),
     })
 }

@@ -8,7 +8,7 @@ use crate::cni::CniError;
 use crate::cni::keys::Keys;
 use crate::ipam::Range;
 use crate::kernel::default_priority;
-use crate::model::{Family, PodAddress, PodRoute, Prefix, is_plain_name};
+use crate::model::{Family, PodAddress, PodRoute, Prefix, RouteExtras, is_plain_name};
 
 /// The whole `ipam`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,7 +133,13 @@ fn route(keys: &Keys<'_>) -> Result<PodRoute, CniError> {
     let prefix = Prefix::holding(dst.addr(), dst.prefix_len());
     let gateway = keys.parsed("gw", "an address")?;
     let priority = keys.number("priority")?.unwrap_or(default_priority(prefix.family()));
-    Ok(PodRoute { prefix, gateway, priority })
+    let extras = RouteExtras {
+        table: keys.number("table")?,
+        scope: keys.number("scope")?,
+        mtu: keys.number("mtu")?,
+        advmss: keys.number("advmss")?,
+    };
+    Ok(PodRoute { prefix, gateway, priority, extras })
 }
 
 /// Prefixes, or single addresses.
