@@ -25,6 +25,7 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
         node: if make.needs_node() { Some(call.node(Code::TryAgain)?) } else { None },
         master: master(make, &netns)?,
     };
+    let dns = call.dns()?;
     let mut draft = cni::draft(key, make, &call.environment, &facts)?;
     draft.delegates.extend(delegate::of_ipam(call, make)?);
     fault::point("add-begun");
@@ -32,9 +33,9 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
     let mut reservation = ledger.reserve(&draft, call.conf.quarantine).map_err(refused)?;
     fault::point("add-reserved");
     match finish(call, &draft, &mut reservation, &netns) {
-        Ok(dns) => {
+        Ok(dns_given) => {
             fault::point("add-completed");
-            let result = Success::of(&reservation.attachment, make.dns.clone().or(dns));
+            let result = Success::of(&reservation.attachment, dns.or(dns_given));
             Ok(result.behind(call.conf.passed_on.as_ref(), call.conf.version))
         }
         Err(mut error) => {

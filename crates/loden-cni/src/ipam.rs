@@ -10,13 +10,12 @@ use crate::{Call, failed, fault};
 /// Answers ADD.
 pub fn add(call: &Call) -> Result<Value, CniError> {
     call.environment.check_args()?;
-    let make = call.make()?;
+    let (make, dns) = (call.make()?, call.dns()?);
     let draft = cni::draft(call.key()?, make, &call.environment, &HostFacts::default())?;
     let ledger = call.ledger();
     let mut reservation = ledger.reserve(&draft, call.conf.quarantine).map_err(refused)?;
     fault::point("add-reserved");
     ledger.complete(&mut reservation).map_err(refused)?;
-    let dns = make.ipam.dns.clone();
     Ok(Success::of_addresses(&reservation.attachment, dns).to_json(call.conf.version))
 }
 

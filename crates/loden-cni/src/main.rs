@@ -17,7 +17,7 @@ mod status;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-use loden_core::cni::{CniError, Code, Environment, MakeConf, NetConf, NodeFile, Role, Verb, Version};
+use loden_core::cni::{self, CniError, Code, Environment, MakeConf, NetConf, NodeFile, Role, Verb, Version};
 use loden_core::model::AttachmentKey;
 use loden_linux::LinuxError;
 use loden_linux::ledger::Ledger;
@@ -168,6 +168,21 @@ impl Call {
     /// Code 999 for a verb that makes nothing.
     pub fn make(&self) -> Result<&MakeConf, CniError> {
         self.conf.make.as_ref().ok_or_else(|| CniError::new(Code::Internal, "this verb makes nothing"))
+    }
+
+    /// `dns` of the result, as far as the configuration says it.
+    ///
+    /// # Errors
+    /// Code 5 when `ipam.resolvConf` is needed and cannot be read.
+    pub fn dns(&self) -> Result<Option<Value>, CniError> {
+        let make = self.make()?;
+        match &make.ipam.resolv_conf {
+            Some(path) if make.dns.is_none() => match std::fs::read_to_string(path) {
+                Ok(text) => Ok(Some(cni::dns_of_resolv_conf(&text))),
+                Err(error) => Err(CniError::new(Code::Io, format!("`ipam.resolvConf` {path:?}: {error}"))),
+            },
+            _ => Ok(make.dns.clone()),
+        }
     }
 
     /// The agent's files.

@@ -16,6 +16,6 @@ pub use draft::{HostFacts, Master, demand, draft, given};
 pub use environment::{Environment, Verb};
 pub use error::{CniError, Code};
 pub use node_file::{NodeBlock, NodeFile};
-pub use result::{Interface, IpConfig, Route, Success};
+pub use result::{Interface, IpConfig, Route, Success, dns_of_resolv_conf};
 pub use role::Role;
 pub use version::Version;

@@ -100,6 +100,15 @@ fn addresses_for_another_plugin() {
     }
     assert_eq!(host.leftovers(), Vec::<String>::new());
     assert_eq!(host.call_as("host-local", "CHECK", "a", &previous(&conf, &result)).expect_err("gone").0, 101);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "nameserver 10.7.0.53\nsearch x y\n").expect("written");
+    let mut with = conf.clone();
+    with["ipam"]["resolvConf"] = file.path().to_str().into();
+    let result = host.call_as("host-local", "ADD", "a", &with).expect("given");
+    assert_eq!(result["dns"], json!({ "nameservers": ["10.7.0.53"], "search": ["x", "y"] }));
+    assert_eq!(host.call_as("host-local", "DEL", "a", &with), Ok(Value::Null));
+    with["ipam"]["resolvConf"] = "/nowhere".into();
+    assert_eq!(host.call_as("host-local", "ADD", "a", &with).map_err(|error| error.0), Err(5));
     let fixed = json!({ "type": "bridge", "ipam": { "type": "static", "addresses": [{ "address": "10.7.0.9/24" }], "dns": { "nameservers": ["10.7.0.53"] } } });
     let result = host.call_as("static", "ADD", "a", &fixed).expect("given");
     assert_eq!(result["ips"], json!([{ "address": "10.7.0.9/24" }]));

@@ -11,6 +11,32 @@ use crate::attach::{self, ROUTED_HOST_MAC};
 use crate::kernel::default_priority;
 use crate::model::{Attach, Attachment, IfName, Mac, PodAddress, PodRoute, RouteExtras};
 
+/// `dns` out of a file in the form of `resolv.conf` (man 5 resolv.conf): the last `search` or `domain` counts.
+#[must_use]
+pub fn dns_of_resolv_conf(text: &str) -> Value {
+    let (mut servers, mut search, mut options, mut domain) = (Vec::new(), Vec::new(), Vec::new(), None);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => servers.extend(words.next()),
+            Some("domain") => domain = words.next(),
+            Some("search") => search = words.collect(),
+            Some("options") => options.extend(words),
+            _ => {}
+        }
+    }
+    let mut dns = Map::new();
+    for (key, list) in [("nameservers", servers), ("search", search), ("options", options)] {
+        if !list.is_empty() {
+            dns.insert(key.to_owned(), list.into());
+        }
+    }
+    if let Some(domain) = domain {
+        dns.insert("domain".to_owned(), domain.into());
+    }
+    Value::Object(dns)
+}
+
 /// What an ADD came to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Success {
@@ -296,6 +322,16 @@ impl Route {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_resolv_conf_is_read() {
+        let text = "# x\nnameserver 192.0.2.53\nnameserver 2001:db8::53 # y\ndomain example\nsearch a b\nsearch c\noptions ndots:5\noptions edns0\nnonsense\n";
+        assert_eq!(
+            dns_of_resolv_conf(text),
+            json!({ "nameservers": ["192.0.2.53", "2001:db8::53"], "domain": "example", "search": ["c"], "options": ["ndots:5", "edns0"] })
+        );
+        assert_eq!(dns_of_resolv_conf(""), json!({}));
+    }
 
     #[test]
     fn every_version_reads_what_it_writes() {

@@ -19,6 +19,8 @@ pub struct IpamConf {
     pub routes: Option<Vec<PodRoute>>,
     /// `dns`, in the result's form; the plugin `static` has it there.
     pub dns: Option<serde_json::Value>,
+    /// `resolvConf`: the file whose name servers are meant, where nothing else says them; the plugin `host-local` has it there.
+    pub resolv_conf: Option<String>,
     /// `reserved`: what is given only to who asks for it.
     pub reserved: Vec<Prefix>,
 }
@@ -41,7 +43,7 @@ pub enum IpamSource {
 impl IpamConf {
     /// Without any key of its own.
     pub(super) fn of(source: IpamSource) -> Self {
-        Self { source, routes: None, dns: None, reserved: Vec::new() }
+        Self { source, routes: None, dns: None, resolv_conf: None, reserved: Vec::new() }
     }
 
     /// Reads `ipam`; without one, or without a type, addresses come from `usual`.
@@ -58,7 +60,13 @@ impl IpamConf {
             Some(_) => return Err(ipam.wrong("type", "\"loden\", \"host-local\", \"static\" or another plugin's name")),
         };
         let routes = ipam.get("routes").map(|_| ipam.objects("routes")?.iter().map(route).collect()).transpose()?;
-        Ok(Self { source, routes, dns: ipam.get("dns").cloned(), reserved: prefixes(&ipam, "reserved")? })
+        Ok(Self {
+            source,
+            routes,
+            dns: ipam.get("dns").cloned(),
+            resolv_conf: ipam.text("resolvConf")?.map(str::to_owned),
+            reserved: prefixes(&ipam, "reserved")?,
+        })
     }
 }
 
