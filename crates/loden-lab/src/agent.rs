@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use loden_core::api::{Event, PlanReply, Status};
 use loden_linux::netns::NetNs;
 use loden_linux::spawn;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::LabError;
 use crate::http;
@@ -121,19 +122,23 @@ impl Agent {
     pub fn end(&self, signal: Signal) -> Result<(), LabError> {
         let what = || format!("lodend on {}", self.host);
         let Some(pid) = self.pid() else { return Ok(()) };
-        match kill_process(pid, signal) {
+        // A descriptor of the process says when all its threads have ended; the list in `/proc` is cut short while they do.
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            Err(error) => return Err(LabError::system(what(), error)),
+        };
+        match pidfd_send_signal(&process, signal) {
             Ok(()) => {}
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             Err(error) => return Err(LabError::system(what(), error)),
         }
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while self.pid() == Some(pid) {
-            if Instant::now() >= deadline {
-                return Err(LabError::system(what(), format!("process {} does not end", pid.as_raw_nonzero())));
-            }
-            thread::sleep(Duration::from_millis(1));
+        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)) {
+            Ok(0) => Err(LabError::system(what(), format!("process {} does not end", pid.as_raw_nonzero()))),
+            Ok(_) => Ok(()),
+            Err(error) => Err(LabError::system(what(), error)),
         }
-        Ok(())
     }
 
     /// Its process, if it lives: a number that now belongs to another process is not its.

@@ -153,9 +153,14 @@ impl Lab {
     /// A host is ready as soon as it can serve pods; that it knows how to reach its peers comes a moment later. A peer that it
     /// refuses to reach, and says why, is not waited for.
     fn wait_for_each_other(&self) -> Result<(), LabError> {
-        let is_settled = |peer: &PeerStatus| {
+        // What a peer has is what it says itself: one block may be known before the next.
+        let blocks_of = |peer: &PeerStatus| -> Result<usize, LabError> {
+            Ok(self.agent(peer.node.as_str())?.status()?.blocks.len())
+        };
+        let is_settled = |peer: &PeerStatus| -> Result<bool, LabError> {
             let is_refused = peer.problems.iter().any(|problem| !problem.contains("has not published"));
-            !peer.blocks.is_empty() && (peer.objects > 0 || is_refused)
+            let is_known = !peer.blocks.is_empty() && peer.blocks.len() == blocks_of(peer)?;
+            Ok(is_known && (is_refused || (peer.objects > 0 && peer.missing == 0)))
         };
         for host in &self.state.hosts {
             let agent = self.agent(&host.name)?;
@@ -163,7 +168,11 @@ impl Lab {
             loop {
                 let status = agent.status()?;
                 let knows_all = status.peers.len() + 1 == self.state.hosts.len();
-                if knows_all && status.kernel.pending == 0 && status.peers.iter().all(is_settled) {
+                let mut is_up = knows_all && status.kernel.pending == 0;
+                for peer in &status.peers {
+                    is_up = is_up && is_settled(peer)?;
+                }
+                if is_up {
                     break;
                 }
                 if Instant::now() > deadline {
