@@ -86,3 +86,25 @@ pub fn output(command: &mut Command) -> Result<String> {
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
+
+/// Installs packages of Debian's where they can be installed: as root, with `apt-get`. `why` is said when they cannot.
+pub fn install(packages: &[&str], why: &str) -> Result<()> {
+    let names = packages.join(" ");
+    if !(rustix::process::geteuid().is_root() && has("apt-get")) {
+        bail!("{why} (Debian: apt-get install {names})");
+    }
+    say(&format!("· apt-get install {names}"));
+    for args in [&["update"][..], &[&["install", "-y", "--no-install-recommends"], packages].concat()] {
+        let status = Command::new("apt-get")
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .context("apt-get")?;
+        if !status.success() {
+            bail!("apt-get {} failed", args.join(" "));
+        }
+    }
+    Ok(())
+}

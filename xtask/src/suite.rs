@@ -69,22 +69,7 @@ fn install() -> Result<Counted> {
     if shell::has("nft") {
         return Ok(Counted::default());
     }
-    if !(rustix::process::geteuid().is_root() && shell::has("apt-get")) {
-        bail!("the program `nft` is needed (Debian: apt-get install nftables)");
-    }
-    for args in [&["update"][..], &["install", "-y", "--no-install-recommends", "nftables"][..]] {
-        let status = Command::new("apt-get")
-            .args(args)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .status()
-            .context("apt-get")?;
-        if !status.success() {
-            bail!("apt-get {} failed", args.join(" "));
-        }
-    }
-    Ok(Counted::default())
+    shell::install(&["nftables"], "the program `nft` is needed").map(|()| Counted::default())
 }
 
 fn format() -> Result<Counted> {

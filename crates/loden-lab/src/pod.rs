@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use loden_core::cni::{Success, Version};
 use loden_core::model::Family;
@@ -77,6 +77,7 @@ impl Lab {
             plugin,
             verb,
             pod,
+            ifname: "eth0",
             netns: &self.netns_path(pod),
             path: plugin.parent().unwrap_or(plugin),
             conf: &conf.to_string(),
@@ -95,6 +96,8 @@ pub struct Call<'a> {
     pub verb: &'a str,
     /// The container's ID, which is also the pod's name.
     pub pod: &'a str,
+    /// `CNI_IFNAME`: the interface's name in the pod.
+    pub ifname: &'a str,
     /// The pod's namespace.
     pub netns: &'a Path,
     /// Where plugins are looked for.
@@ -109,6 +112,14 @@ impl Call<'_> {
     /// # Errors
     /// The system's, when it cannot be executed.
     pub fn output(&self, host: Option<&NetNs>) -> io::Result<Output> {
+        self.begin(host)?.wait_with_output()
+    }
+
+    /// The same without waiting for its end.
+    ///
+    /// # Errors
+    /// The system's, when it cannot be executed.
+    pub fn begin(&self, host: Option<&NetNs>) -> io::Result<Child> {
         let mut command = Command::new(self.plugin);
         command
             .env_clear()
@@ -116,7 +127,7 @@ impl Call<'_> {
             .env("CNI_COMMAND", self.verb)
             .env("CNI_CONTAINERID", self.pod)
             .env("CNI_NETNS", self.netns)
-            .env("CNI_IFNAME", "eth0")
+            .env("CNI_IFNAME", self.ifname)
             .env("CNI_PATH", self.path)
             .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={}", self.pod))
             .stdin(Stdio::piped())
@@ -129,6 +140,6 @@ impl Call<'_> {
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(self.conf.as_bytes())?;
         }
-        child.wait_with_output()
+        Ok(child)
     }
 }
