@@ -24,6 +24,10 @@ use loden_linux::ledger::Ledger;
 use loden_linux::run_dir::{RunDir, read_json};
 use serde_json::{Value, json};
 
+/// Musl's own allocator maps and unmaps a page for nearly every buffer: a tenth of the time of a whole ADD.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 /// One call.
 pub struct Call {
     /// The variables.
