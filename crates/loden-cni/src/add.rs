@@ -6,10 +6,10 @@ use loden_core::attach::Draft;
 use loden_core::cni::{self, AttachConf, CniError, Code, HostFacts, MakeConf, Master, Success};
 use loden_linux::ledger::{Reservation, ReserveError};
 use loden_linux::netns::NetNs;
-use loden_linux::{macvlan, pod};
+use loden_linux::{fault, macvlan, pod};
 use serde_json::Value;
 
-use crate::{Call, delegate, failed, fault};
+use crate::{Call, delegate, failed};
 
 /// `EEXIST`.
 const EEXIST: i32 = 17;
@@ -98,7 +98,7 @@ pub fn open_netns(call: &Call, path: &str) -> Result<NetNs, CniError> {
 pub fn refused(error: ReserveError) -> CniError {
     match error {
         ReserveError::Attached(_) => CniError::new(Code::InvalidEnvironment, error.to_string()),
-        ReserveError::UnderWay(_) => CniError::new(Code::TryAgain, error.to_string()),
+        ReserveError::UnderWay(_) | ReserveError::Closed => CniError::new(Code::TryAgain, error.to_string()),
         ReserveError::Exhausted(_) => CniError::new(Code::NoAddress, "no address is free").with(error.to_string()),
         ReserveError::Taken { .. } | ReserveError::Outside { .. } => {
             CniError::new(Code::NoAddress, "the address that is asked for cannot be given").with(error.to_string())

@@ -1,11 +1,9 @@
 //! DEL: works with nothing but the names: no prevResult, no namespace, another configuration, the agent down, twice.
 
-use std::os::unix::net::UnixStream;
-
 use loden_core::cni::CniError;
-use loden_linux::{LinuxError, pod, veth};
+use loden_linux::{LinuxError, agent, fault, pod, veth};
 
-use crate::{Call, delegate, failed, fault};
+use crate::{Call, delegate, failed};
 
 /// Answers DEL. The link goes first: an address is free only when nothing has it any more.
 pub fn run(call: &Call) -> Result<(), CniError> {
@@ -25,7 +23,7 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     let freed = call.ledger().release(&key);
     freed.map_err(|error| failed(format!("the addresses of {key} cannot be freed"), &error))?;
     fault::point("del-freed");
-    if UnixStream::connect(call.run_dir().agent_socket()).is_err() {
+    if !agent::listens(&call.run_dir().agent_socket()) {
         // Nobody else would delete what is parked.
         veth::reap().map_err(|error| failed("the parked interface cannot be deleted", &error))?;
     }

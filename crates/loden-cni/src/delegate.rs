@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use loden_core::cni::{CniError, Code, IpamSource, MakeConf, Success};
 use loden_core::model::{Attachment, Delegate};
 use loden_linux::delegate::{self, PATIENCE, Subject};
+use loden_linux::fault;
 use loden_linux::ledger::Reservation;
 use serde_json::Value;
 
-use crate::{Call, failed, fault};
+use crate::{Call, failed};
 
 /// The plugin that gives the addresses, where it is another than this one.
 pub fn of_ipam(call: &Call, make: &MakeConf) -> Result<Option<Delegate>, CniError> {

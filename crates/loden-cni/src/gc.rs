@@ -1,7 +1,10 @@
 //! GC: detaches everything of this network that the runtime does not list, and what killed ADDs left.
 
 use loden_core::cni::{CniError, Code};
-use loden_linux::{LinuxError, pod};
+use loden_core::model::AttachmentKey;
+use loden_linux::ledger::Ledger;
+use loden_linux::run_dir::RunDir;
+use loden_linux::{LinuxError, fault, pod};
 
 use crate::{Call, delegate, failed};
 
@@ -13,14 +16,7 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     if let Some(valid) = &call.conf.valid {
         let keys = call.run_dir().keys(network).map_err(|error| failed("attachments cannot be listed", &error))?;
         for key in keys.iter().filter(|key| !valid.contains(&(key.container.clone(), key.ifname))) {
-            let collected = match call.run_dir().attachment(key) {
-                // Its ADD is under way, or was killed: the sweep knows.
-                Ok(Some(there)) if !there.complete => continue,
-                Ok(there) => pod::detach(key, there.as_ref()).and_then(|()| ledger.release(key)),
-                // One that cannot be read is as unwanted as one that can.
-                Err(LinuxError::File { .. }) => pod::detach(key, None).and_then(|()| ledger.release(key)),
-                Err(error) => Err(error),
-            };
+            let collected = collect(&call.run_dir(), &ledger, key);
             errors.extend(collected.err().map(|error| format!("{key}: {error}")));
         }
     }
@@ -30,4 +26,18 @@ pub fn run(call: &Call) -> Result<(), CniError> {
         return Ok(());
     }
     Err(CniError::new(Code::Internal, "not everything could be collected").with(errors.join("; ")))
+}
+
+/// Detaches an attachment and frees what it has, unless its ADD is under way or was killed: of that the sweep knows.
+pub fn collect(run_dir: &RunDir, ledger: &Ledger, key: &AttachmentKey) -> Result<(), LinuxError> {
+    let there = match run_dir.attachment(key) {
+        Ok(Some(there)) if !there.complete => return Ok(()),
+        Ok(there) => there,
+        // One that cannot be read is as unwanted as one that can.
+        Err(LinuxError::File { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    pod::detach(key, there.as_ref())?;
+    fault::point("gc-detached");
+    ledger.release(key)
 }

@@ -1,11 +1,12 @@
 //! In the place of an IPAM plugin: addresses for an interface that another plugin makes.
 
 use loden_core::cni::{self, CniError, Code, HostFacts, Success};
+use loden_linux::fault;
 use loden_linux::ledger::Part;
 use serde_json::Value;
 
 use crate::add::refused;
-use crate::{Call, failed, fault};
+use crate::{Call, failed};
 
 /// Answers ADD.
 pub fn add(call: &Call) -> Result<Value, CniError> {

@@ -6,9 +6,9 @@ mod add;
 mod check;
 mod del;
 mod delegate;
-mod fault;
 mod flannel;
 mod gc;
+mod install;
 mod ipam;
 mod loopback;
 mod portmap;
@@ -41,6 +41,11 @@ pub struct Call {
 }
 
 fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let is_called = std::env::var_os("CNI_COMMAND").is_some_and(|verb| !verb.is_empty());
+    if !is_called && !args.is_empty() {
+        return ExitCode::from(install::run(&args));
+    }
     let (version, answer) = answer();
     let (text, code) = match answer {
         Ok(None) => return ExitCode::SUCCESS,
@@ -57,7 +62,7 @@ fn answer() -> (Version, Result<Option<Value>, CniError>) {
     if std::env::var_os("CNI_COMMAND").is_none_or(|verb| verb.is_empty()) {
         let known: Vec<_> = Version::ALL.into_iter().map(Version::as_str).collect();
         let about = format!(
-            "loden-cni {}: a CNI plugin, called by a container runtime. Protocol versions: {}\n",
+            "loden-cni {}: a CNI plugin, called by a container runtime. Protocol versions: {}\nloden-cni help: how to install it\n",
             env!("CARGO_PKG_VERSION"),
             known.join(", ")
         );

@@ -1,6 +1,7 @@
 //! The Container Network Interface, specification 0.1.0 to 1.1.0: what comes in, what goes out, and the errors between.
 
 mod config;
+mod conflist;
 mod draft;
 mod environment;
 mod error;
@@ -12,6 +13,7 @@ mod role;
 mod version;
 
 pub use config::{AskedIp, AttachConf, BridgeConf, IpamConf, IpamSource, MacvlanConf, MakeConf, NetConf};
+pub use conflist::{Conflist, PROGRAM};
 pub use draft::{HostFacts, Master, demand, draft, given};
 pub use environment::{Environment, Verb};
 pub use error::{CniError, Code};

@@ -1,10 +1,9 @@
-//! A GET over a Unix socket: enough of HTTP for an agent's local API.
+//! Asking an agent's local API, with a lab's errors.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use loden_linux::agent;
 use serde::de::DeserializeOwned;
 
 use crate::LabError;
@@ -17,18 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// [`LabError::System`] when nobody answers.
 pub fn get(socket: &Path, path: &str) -> Result<(u16, String), LabError> {
-    let what = || format!("GET {path} from {}", socket.display());
-    let fail = |error: std::io::Error| LabError::system(what(), error);
-    let mut stream = UnixStream::connect(socket).map_err(fail)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
-    // HTTP/1.0: the end of the stream is the end of the body.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").map_err(fail)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).map_err(fail)?;
-    let malformed = || LabError::system(what(), "the answer is no HTTP");
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(malformed)?;
-    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(malformed)?;
-    Ok((code, body.to_owned()))
+    agent::get(socket, path, PATIENCE).map_err(LabError::linux("the agent's local API"))
 }
 
 /// The body of a 200 as a value.

@@ -4,11 +4,12 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use loden_core::kernel::LINK_GROUP;
 use loden_core::kernel::link::{Bridge, Link, LinkKind, Port};
 use loden_core::model::{Attachment, BridgePort, Family, IfName, Mac, OwnBridge};
 
 use crate::error::LinuxError;
-use crate::netlink::{Socket, Writer};
+use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
 use crate::pod::{addresses_on, set_sysctl};
 use crate::rt::address;
@@ -37,6 +38,30 @@ pub(crate) fn ready(socket: &mut Socket, port: &BridgePort, attachment: &Attachm
         bear_gateways(socket, name, number, own, attachment)?;
     }
     Ok(number)
+}
+
+/// Takes the node's bridge away, if it has no ports and is marked as loden's; says whether it has gone.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn remove_unused(name: IfName) -> Result<bool, LinuxError> {
+    let mut socket = Socket::open(Protocol::Route)?;
+    let Some(bridge) = link::read(&mut socket, name)? else { return Ok(true) };
+    let mut w = Writer::default();
+    link::list(&mut w);
+    let is_used = socket.dump(
+        "links",
+        &mut w,
+        || false,
+        |is_used, message| {
+            *is_used |= link::parse(message.payload).is_some_and(|seen| seen.master == Some(bridge.index));
+        },
+    )?;
+    let is_ours = matches!(bridge.link.kind, LinkKind::Bridge(_)) && bridge.link.group == LINK_GROUP;
+    if is_used || !is_ours {
+        return Ok(false);
+    }
+    crate::veth::delete(name).map(|()| true)
 }
 
 fn missing(name: IfName, cause: String) -> LinuxError {

@@ -5,6 +5,9 @@
 //! that is killed between the two leaves an address that nobody has. While an ADD is under way its process holds a lock of its own, so that what a
 //! killed one left is told from what is still being made.
 
+mod closed;
+mod open;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
@@ -14,13 +17,15 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use loden_core::attach::{self, Draft};
 use loden_core::ipam::{Choice, Demand, Exhausted, Offer, RangeState, Supply};
-use loden_core::model::{Attach, Attachment, AttachmentKey, PodAddress, PortMapping};
+use loden_core::model::{Attach, Attachment, AttachmentKey, PodAddress};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::LinuxError;
 use crate::lock::FileLock;
 use crate::run_dir::{Attachments, RunDir, remove_file, write_atomically};
-use crate::{delegate, pod, ports};
+use crate::{delegate, fault, pod, ports};
+
+pub use closed::Closed;
 
 /// How long the lock is waited for: with thousands of ADDs at once each holds it for well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -82,6 +87,9 @@ pub enum ReserveError {
         /// Whose it is.
         holder: Option<Box<Attachment>>,
     },
+    /// The plugin is on its way out.
+    #[error("loden-cni is being uninstalled from this host")]
+    Closed,
     /// Files.
     #[error(transparent)]
     Files(#[from] LinuxError),
@@ -127,10 +135,14 @@ impl Ledger {
         let file = self.under_way_file(key)?;
         let lock = FileLock::try_acquire(&file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?;
         let under_way = UnderWay { _lock: lock, file };
+        fault::point("add-marked");
         // A killed ADD of the same attachment: its lock is ours now.
         let left = self.readable(key)?.filter(|there| !there.complete);
         left.as_ref().map_or(Ok(()), clear)?;
         let _lock = self.lock()?;
+        if self.is_closed()? {
+            return Err(ReserveError::Closed);
+        }
         // What cannot be read is not lost by being replaced: its address comes back when the block is compared.
         match self.readable(key)? {
             Some(there) if there.complete => return Err(ReserveError::Attached(Box::new(there))),
@@ -138,6 +150,7 @@ impl Ledger {
             None => {}
         }
         let addresses = self.allocate(&draft.demand, &key.network, quarantine)?;
+        fault::point("add-counted");
         let attachment = draft.attachment(addresses);
         self.run_dir.put_attachment(&attachment)?;
         Ok(Reservation { attachment, _under_way: under_way })
@@ -181,48 +194,10 @@ impl Ledger {
     pub fn complete(&self, reservation: &mut Reservation) -> Result<(), ReserveError> {
         let _lock = self.lock()?;
         self.must_be_there(reservation)?;
-        ports::add(&reservation.attachment, || self.run_dir.attachments().good).map_err(|error| {
-            if error.errno() == libc::EEXIST { self.port_taken(&reservation.attachment) } else { error.into() }
-        })?;
+        self.open(&reservation.attachment)?;
+        fault::point("add-ports-open");
         reservation.attachment.complete = true;
         Ok(self.run_dir.put_attachment(&reservation.attachment)?)
-    }
-
-    /// Opens ports for a pod that is attached already, by this plugin or (then it is written down as `usual` says) by another.
-    ///
-    /// # Errors
-    /// [`ReserveError::PortTaken`], and [`LinuxError`]; nothing has changed then.
-    pub fn open_ports(&self, usual: Attachment) -> Result<(), ReserveError> {
-        self.run_dir.make()?;
-        let _lock = self.lock()?;
-        let there = self.readable(&usual.key)?.filter(|there| there.complete);
-        if let Some(there) = &there {
-            // What a former call opened.
-            ports::remove(there)?;
-        }
-        let mut attachment = there.unwrap_or_else(|| usual.clone());
-        attachment.ports = usual.ports;
-        if let Attach::Foreign { host_device } = &mut attachment.attach {
-            if attachment.addresses.is_empty() {
-                attachment.addresses = usual.addresses;
-            }
-            if let Attach::Foreign { host_device: known } = usual.attach {
-                *host_device = known;
-            }
-        }
-        ports::add(&attachment, || self.run_dir.attachments().good)
-            .map_err(|error| if error.errno() == libc::EEXIST { self.port_taken(&attachment) } else { error.into() })?;
-        pod::set_host_sysctls(&attachment)?;
-        attachment.complete = true;
-        Ok(self.run_dir.put_attachment(&attachment)?)
-    }
-
-    /// What the kernel lacks of an attachment's ports: one line each.
-    ///
-    /// # Errors
-    /// [`LinuxError`].
-    pub fn missing_ports(&self, key: &AttachmentKey) -> Result<Vec<String>, LinuxError> {
-        self.run_dir.attachment(key)?.map_or(Ok(Vec::new()), |there| ports::missing(&there))
     }
 
     /// Takes one part of an attachment away, and the whole if nothing else is left of it; a missing one is no error.
@@ -251,38 +226,6 @@ impl Ledger {
         if rest.is_empty() { self.free(&there) } else { self.run_dir.put_attachment(&rest) }
     }
 
-    /// Whose port it is that the attachment wants too.
-    fn port_taken(&self, attachment: &Attachment) -> ReserveError {
-        let others = self.run_dir.attachments().good;
-        let mut others = others.into_iter().filter(|there| there.complete);
-        let place = |port: &PortMapping| (port.protocol, port.host_port, port.host_ip);
-        let shared = |there: &Attachment| {
-            attachment.ports.iter().find(|port| there.ports.iter().any(|other| place(other) == place(port))).copied()
-        };
-        match others.find_map(|there| shared(&there).map(|port| (port, there))) {
-            Some((port, holder)) => ReserveError::PortTaken { port: port.to_string(), holder: Some(Box::new(holder)) },
-            None => {
-                let all: Vec<String> = attachment.ports.iter().map(ToString::to_string).collect();
-                ReserveError::PortTaken { port: all.join(" or "), holder: None }
-            }
-        }
-    }
-
-    /// Makes the kernel's table of pods' ports what the attachments say. Says whether something was otherwise.
-    ///
-    /// # Errors
-    /// [`LinuxError`].
-    pub fn repair_ports(&self) -> Result<bool, LinuxError> {
-        self.run_dir.make()?;
-        let _lock = self.lock()?;
-        let found = self.run_dir.attachments();
-        match found.unreadable.into_iter().next() {
-            // Nobody knows whose ports are in it.
-            Some((_, error)) => Err(error),
-            None => ports::repair(&found.good),
-        }
-    }
-
     /// Forgets an attachment and frees its addresses, those too that another plugin gave; a missing one is no error.
     ///
     /// # Errors
@@ -300,7 +243,7 @@ impl Ledger {
                 None => remove_file(&file)?,
             }
         }
-        self.remove_mark(&self.under_way_file(key)?)
+        self.remove_mark(&self.under_way_file(key)?).map(drop)
     }
 
     /// Undoes what killed processes left: attachments that are incomplete and that no process works on (says which), their
@@ -352,14 +295,14 @@ impl Ledger {
         LinuxError::collected(errors)
     }
 
-    /// Removes the mark of an ADD under way, unless it is.
-    fn remove_mark(&self, mark: &Path) -> Result<(), LinuxError> {
+    /// Removes the mark of a process that works on something, unless it does; says whether it does.
+    fn remove_mark(&self, mark: &Path) -> Result<bool, LinuxError> {
         if !mark.exists() {
-            return Ok(());
+            return Ok(false);
         }
         match FileLock::try_acquire(mark)? {
-            Ok(_held) => remove_file(mark),
-            Err(_) => Ok(()),
+            Ok(_held) => remove_file(mark).map(|()| false),
+            Err(_) => Ok(true),
         }
     }
 
@@ -466,6 +409,7 @@ impl Ledger {
     /// sweep finds them. The other way round they could be given twice.
     fn free(&self, attachment: &Attachment) -> Result<(), LinuxError> {
         ports::remove(attachment)?;
+        fault::point("del-ports-closed");
         let mut states: Vec<(&Supply, RangeState)> = Vec::new();
         for address in &attachment.addresses {
             let Some(supply) = &address.supply else { continue };
@@ -480,6 +424,7 @@ impl Ledger {
             }
         }
         self.run_dir.remove_attachment(&attachment.key)?;
+        fault::point("del-forgotten");
         for (supply, state) in states {
             self.put_state(supply, &state)?;
         }

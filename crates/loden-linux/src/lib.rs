@@ -3,8 +3,11 @@
 //! [`LinuxKernel`] is the seam's real implementation: it observes what is loden's and applies plans. Below it are
 //! [`netlink`] (sockets, batches, attributes), [`rt`] (links, addresses, routes, … as messages) and `nft`.
 
+pub mod agent;
+pub mod bridge;
 pub mod delegate;
 pub mod error;
+pub mod fault;
 pub mod ledger;
 pub mod lock;
 pub mod macvlan;
@@ -12,6 +15,7 @@ pub mod monitor;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod place;
 pub mod pod;
 pub mod ports;
 pub mod rt;
@@ -21,9 +25,9 @@ pub mod spawn;
 pub mod sysctl;
 pub mod underlay;
 pub mod veth;
+pub mod watch;
 
 mod apply;
-mod bridge;
 mod conntrack;
 mod index;
 mod observe;

@@ -27,7 +27,10 @@ impl FileLock {
     /// # Errors
     /// [`LinuxError::System`] with ETIMEDOUT when somebody else held it all the time.
     pub fn acquire(path: &Path, deadline: Instant) -> Result<Self, LinuxError> {
-        let file = open(path)?;
+        Self::wait(open(path)?, path, deadline)
+    }
+
+    fn wait(file: File, path: &Path, deadline: Instant) -> Result<Self, LinuxError> {
         let mut pause = PAUSE_FIRST;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -67,8 +70,22 @@ impl FileLock {
         }
         let written =
             file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
-        written.map_err(|error| LinuxError::system(what(), error))?;
+        written.map_err(|error| {
+            // On a full file system its making may have been all that went; the first error is the one that counts.
+            let _ = std::fs::remove_file(path);
+            LinuxError::system(what(), error)
+        })?;
         Ok(Ok(Self(file)))
+    }
+
+    /// Takes a directory itself for the lock, which leaves nothing behind; waits for it until the deadline.
+    ///
+    /// # Errors
+    /// As [`FileLock::acquire`].
+    pub fn of_dir(dir: &Path, deadline: Instant) -> Result<Self, LinuxError> {
+        let file =
+            File::open(dir).map_err(|error| LinuxError::system(format!("directory {}", dir.display()), error))?;
+        Self::wait(file, dir, deadline)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::LinuxError;
 use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
 use crate::rt::{address, link, route};
-use crate::{bridge, macvlan, sysctl, veth};
+use crate::{bridge, fault, macvlan, sysctl, veth};
 
 /// Makes the link, sets it up, and gives the pod its addresses and routes.
 ///
@@ -29,7 +29,11 @@ pub fn make(attachment: &Attachment, netns: &NetNs) -> Result<(), LinuxError> {
         Attach::Foreign { .. } => return Ok(()),
         Attach::Macvlan(macvlan) => macvlan::make(&mut socket, attachment, macvlan, netns)?,
     }
-    let made = set_up_host(&mut socket, attachment).and_then(|()| netns.visit(|| set_up_pod(attachment))?);
+    fault::point("add-linked");
+    let made = set_up_host(&mut socket, attachment).and_then(|()| {
+        fault::point("add-host-set");
+        netns.visit(|| set_up_pod(attachment))?
+    });
     made.inspect_err(|_| {
         // The first error is the one that counts; the link goes with the pod's namespace at the latest.
         let _ = remove(attachment);

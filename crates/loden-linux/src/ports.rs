@@ -80,6 +80,18 @@ pub fn repair(attachments: &[Attachment]) -> Result<bool, LinuxError> {
     nft.apply(there.as_ref(), Some(&needed)).map(|()| true)
 }
 
+/// Takes the table away.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn remove_table() -> Result<(), LinuxError> {
+    let mut nft = Nft::open(TABLE_PORTS, Ownership::Shared)?;
+    match nft.observe()? {
+        Some(there) => nft.apply(Some(&there), None),
+        None => Ok(()),
+    }
+}
+
 /// What of an attachment's elements, or of the rules that make them work, is missing: one line each.
 ///
 /// # Errors

@@ -63,6 +63,12 @@ impl RunDir {
         self.0.join("agent.lock")
     }
 
+    /// Held by a process that uninstalls the plugin.
+    #[must_use]
+    pub fn closing_file(&self) -> PathBuf {
+        self.0.join("uninstall.lock")
+    }
+
     /// What the plugin needs to know of the node.
     #[must_use]
     pub fn node_file(&self) -> PathBuf {
@@ -140,6 +146,53 @@ impl RunDir {
             Some(AttachmentKey { network: network.to_owned(), container: container.to_owned(), ifname })
         };
         Ok(files.iter().filter_map(key).collect())
+    }
+
+    /// The keys of all attachments that have a file, whether it can be read or not.
+    ///
+    /// # Errors
+    /// [`LinuxError`] when a directory cannot be read.
+    pub fn all_keys(&self) -> Result<Vec<AttachmentKey>, LinuxError> {
+        let mut errors = Vec::new();
+        let networks = entries(&self.attachments_dir(), &mut errors);
+        LinuxError::collected(errors)?;
+        let mut keys = Vec::new();
+        for network in networks.iter().filter_map(|dir| dir.file_name()?.to_str()) {
+            keys.extend(self.keys(network)?);
+        }
+        Ok(keys)
+    }
+
+    /// Removes everything that plugin and agent have in it, and itself if nothing else is there.
+    ///
+    /// # Errors
+    /// Whatever could not be removed, all of it.
+    pub fn remove(&self) -> Result<(), LinuxError> {
+        let mut errors = Vec::new();
+        for dir in [self.attachments_dir(), self.ipam_dir()] {
+            match fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    errors.push(LinuxError::system(format!("directory {}", dir.display()), error));
+                }
+                _ => {}
+            }
+        }
+        for file in [self.node_file(), self.agent_socket(), self.agent_lock(), self.closing_file()] {
+            errors.extend(remove_file(&file).err());
+        }
+        match fs::remove_dir(&self.0) {
+            // Another's file, or a file system of its own.
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy
+                ) =>
+            {
+                errors.push(LinuxError::system(format!("directory {}", self.0.display()), error));
+            }
+            _ => {}
+        }
+        LinuxError::collected(errors)
     }
 
     /// Removes what writers left that were killed before they gave a file its name. To be called under the lock that all
