@@ -19,9 +19,9 @@ use std::process::ExitCode;
 
 use loden_core::cni::{self, CniError, Code, Environment, MakeConf, NetConf, NodeFile, Role, Verb, Version};
 use loden_core::model::AttachmentKey;
-use loden_linux::LinuxError;
 use loden_linux::ledger::Ledger;
 use loden_linux::run_dir::{RunDir, read_json};
+use loden_linux::{LinuxError, signals};
 use serde_json::{Value, json};
 
 /// Musl's own allocator maps and unmaps a page for nearly every buffer: a tenth of the time of a whole ADD.
@@ -40,55 +40,77 @@ pub struct Call {
     pub input: Vec<u8>,
 }
 
+/// A configuration is a few kilobytes; whoever writes without an end is stopped here. In bytes.
+const INPUT_MOST: u64 = 16 << 20;
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let is_called = std::env::var_os("CNI_COMMAND").is_some_and(|verb| !verb.is_empty());
-    if !is_called && !args.is_empty() {
-        return ExitCode::from(install::run(&args));
+    if std::env::var_os("CNI_COMMAND").is_none_or(|verb| verb.is_empty()) {
+        if !args.is_empty() {
+            return ExitCode::from(install::run(&args));
+        }
+        let known: Vec<_> = Version::ALL.into_iter().map(Version::as_str).collect();
+        let about = format!(
+            "loden-cni {}: a CNI plugin, called by a container runtime. Protocol versions: {}\n`loden-cni help` says how it is installed.\n",
+            env!("CARGO_PKG_VERSION"),
+            known.join(", ")
+        );
+        let _ = std::io::stderr().write_all(about.as_bytes());
+        return ExitCode::SUCCESS;
     }
-    let (version, answer) = answer();
+    let (version, call, answer) = answer();
+    let is_made = matches!(answer, Ok(Some(_)));
     let (text, code) = match answer {
         Ok(None) => return ExitCode::SUCCESS,
         Ok(Some(value)) => (value, ExitCode::SUCCESS),
         Err(error) => (error.to_json(version), ExitCode::FAILURE),
     };
-    // A runtime that has closed its end does not want the answer.
-    let _ = writeln!(std::io::stdout(), "{text}");
+    if let (Err(error), Some(mut call)) = (writeln!(std::io::stdout(), "{text}"), call.filter(|_| is_made)) {
+        // A runtime that has gone does not know of the pod that was attached: nobody else would detach it.
+        call.environment.verb = Verb::Del;
+        let undone = call.answer().err().map_or_else(|| "undone".to_owned(), |error| format!("left: {error}"));
+        let _ =
+            writeln!(std::io::stderr(), "loden-cni: the answer cannot be written: {error}; what ADD made is {undone}");
+        return ExitCode::FAILURE;
+    }
     code
 }
 
-/// The answer, and the version to put an error in.
-fn answer() -> (Version, Result<Option<Value>, CniError>) {
-    if std::env::var_os("CNI_COMMAND").is_none_or(|verb| verb.is_empty()) {
-        let known: Vec<_> = Version::ALL.into_iter().map(Version::as_str).collect();
-        let about = format!(
-            "loden-cni {}: a CNI plugin, called by a container runtime. Protocol versions: {}\nloden-cni help: how to install it\n",
-            env!("CARGO_PKG_VERSION"),
-            known.join(", ")
-        );
-        let _ = std::io::stderr().write_all(about.as_bytes());
-        return (Version::V1_1_0, Ok(None));
-    }
+/// The version to put an error in, the call if it could be understood, and the answer.
+fn answer() -> (Version, Option<Call>, Result<Option<Value>, CniError>) {
+    let refused = |version, error| (version, None, Err(error));
     let environment = match Environment::read(|name| std::env::var(name).ok()) {
         Ok(environment) => environment,
-        Err(error) => return (Version::V1_1_0, Err(error)),
+        Err(error) => return refused(Version::V1_1_0, error),
     };
     let mut input = Vec::new();
-    if let Err(error) = std::io::stdin().read_to_end(&mut input) {
+    if let Err(error) = std::io::stdin().take(INPUT_MOST + 1).read_to_end(&mut input) {
         let error = CniError::new(Code::Io, "standard input cannot be read").with(error.to_string());
-        return (Version::V1_1_0, Err(error));
+        return refused(Version::V1_1_0, error);
+    }
+    if input.len() as u64 > INPUT_MOST {
+        let text = format!("the configuration on standard input has more than {} MiB", INPUT_MOST >> 20);
+        return refused(Version::V1_1_0, CniError::new(Code::Decode, text));
     }
     if environment.verb == Verb::Version {
-        return (Version::V1_1_0, Ok(Some(version(&input))));
+        return (Version::V1_1_0, None, Ok(Some(version(&input))));
     }
     let role = std::env::args().next().map_or(Role::Loden, |program| Role::of_program(&program));
-    match NetConf::parse(&input, environment.verb, role) {
-        Ok(conf) => {
-            let version = conf.version;
-            (version, Call { environment, conf, role, input }.answer())
+    let conf = match NetConf::parse(&input, environment.verb, role) {
+        Ok(conf) => conf,
+        Err(error) => return refused(given_version(&input).unwrap_or(Version::V1_1_0), error),
+    };
+    let (version, call) = (conf.version, Call { environment, conf, role, input });
+    // What has begun is finished: it is done in milliseconds, and half of it would have to be swept. Until here nothing is made.
+    let answer = match signals::put_off() {
+        Ok(put_off) => {
+            // Until the answer is written, or undone.
+            std::mem::forget(put_off);
+            call.answer()
         }
-        Err(error) => (given_version(&input).unwrap_or(Version::V1_1_0), Err(error)),
-    }
+        Err(error) => Err(failed("signals cannot be put off", &error)),
+    };
+    (version, Some(call), answer)
 }
 
 /// The version of a configuration that is not right otherwise.

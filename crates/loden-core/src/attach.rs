@@ -56,6 +56,16 @@ pub fn host_sides(key: &AttachmentKey) -> [IfName; 2] {
     })
 }
 
+/// Whether its packets go by a link that it has in common with others: the bridge, or a macvlan's master on the host.
+#[must_use]
+pub fn shares(attachment: &Attachment, link: IfName) -> bool {
+    match &attachment.attach {
+        Attach::Bridge(port) => port.bridge == link,
+        Attach::Macvlan(macvlan) => macvlan.master == link && !macvlan.in_container,
+        Attach::Routed | Attach::Ptp | Attach::Foreign { .. } => false,
+    }
+}
+
 /// The attachment's short form: 11 hexadecimal digits.
 #[must_use]
 pub fn mark(key: &AttachmentKey) -> String {

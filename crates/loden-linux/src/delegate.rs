@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
 use crate::error::LinuxError;
+use crate::signals;
 
 /// How long a plugin may take when the runtime waits, which has a deadline of its own.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -71,7 +72,10 @@ pub fn call(
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| failed(delegate, 0, format!("cannot be started: {error}")))?;
+    // Another plugin may take as long as it likes: meanwhile a signal ends this process, and the sweep makes clean.
+    let let_in = signals::let_in()?;
     let answer = converse(&mut child, &conf.to_string(), patience);
+    drop(let_in);
     let status = child.wait().map_err(|error| failed(delegate, 0, format!("cannot be waited for: {error}")))?;
     let answer = answer.map_err(|error| failed(delegate, 0, format!("{verb} has no answer: {error}")))?;
     let value = serde_json::from_slice::<Value>(&answer).ok();

@@ -20,6 +20,7 @@ pub mod pod;
 pub mod ports;
 pub mod rt;
 pub mod run_dir;
+pub mod signals;
 pub mod sockopt;
 pub mod spawn;
 pub mod sysctl;

@@ -1,5 +1,7 @@
 //! Links as messages: made in one, changed in place setting by setting.
 
+use std::os::fd::{AsFd, AsRawFd};
+
 use loden_core::kernel::LINK_GROUP;
 use loden_core::kernel::link::{Bridge, Link, LinkKind, Port, Vxlan};
 use loden_core::model::{IfName, Mac, Vni};
@@ -187,6 +189,30 @@ pub fn number_of(socket: &Socket, name: IfName) -> Result<Option<u32>, LinuxErro
         Err(rustix::io::Errno::NODEV) => Ok(None),
         Err(error) => Err(LinuxError::system(format!("number of {name}"), error)),
     }
+}
+
+/// Whether a link is set up; `None` when there is none of that name. Takes no lock in the kernel: a message would wait until others are
+/// done with their links (`dev_ioctl`, net/core/dev_ioctl.c).
+///
+/// # Errors
+/// [`LinuxError::System`].
+pub fn is_up(socket: &Socket, name: IfName) -> Result<Option<bool>, LinuxError> {
+    // SAFETY: all zeros are a valid `ifreq`: it holds numbers, and pointers that nobody follows.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // A name is shorter than the field, so that a zero ends it.
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the kernel writes into `request` alone, which outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+    if result < 0 {
+        let error = std::io::Error::last_os_error();
+        let is_missing = error.raw_os_error() == Some(libc::ENODEV);
+        return if is_missing { Ok(None) } else { Err(LinuxError::system(format!("flags of {name}"), error)) };
+    }
+    // SAFETY: this request fills in the flags.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(Some(u32::from(flags.cast_unsigned()) & IFF_UP != 0))
 }
 
 /// Turns off the link-local address that the kernel would make up (and its timers).
