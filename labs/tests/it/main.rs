@@ -6,6 +6,7 @@ mod drift;
 mod kill;
 mod refuse;
 mod routed;
+mod runtimes;
 mod shapes;
 mod support;
 mod switch;

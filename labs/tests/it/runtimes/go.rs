@@ -1,0 +1,10 @@
+//! Programs of the field that are built from their Go modules.
+
+use std::path::{Path, PathBuf};
+
+/// Where `cargo xtask test` and `cargo xtask peers` put them.
+pub fn peers() -> PathBuf {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top.join("target"), PathBuf::from);
+    target.join("peers")
+}
