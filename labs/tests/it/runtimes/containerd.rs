@@ -109,7 +109,8 @@ impl<'a> Containerd<'a> {
         let list = fs::read_to_string(self.node.conflist()).expect("the list");
         wait_for("containerd reads the list of plugins", || {
             let info = self.cri.status().expect("a status").info;
-            let known: Value = serde_json::from_str(info.get("cniconfig").map_or("", String::as_str)).unwrap_or_default();
+            let known: Value =
+                serde_json::from_str(info.get("cniconfig").map_or("", String::as_str)).unwrap_or_default();
             let networks = known["Networks"].as_array().into_iter().flatten();
             networks.filter_map(|network| network["Config"]["Source"].as_str()).any(|source| source == list)
         });

@@ -1,5 +1,5 @@
-//! What a runtime needs of a host besides the network: directories of its own where its programs have theirs (`/run`, `/var/lib`: libcni's
-//! cache in `/var/lib/cni` is one for the whole machine), and an end that takes everything with it.
+//! What a runtime needs of a host besides the network: directories of its own where programs have what is one for the whole machine (`/run`,
+//! `/var/lib` with libcni's cache, `/dev/shm` with podman's locks), and an end that takes everything with it.
 //!
 //! That is a mount namespace and a process namespace in the network namespace of a lab's host. When their first process ends, the kernel
 //! ends all others, shims and containers too, and undoes the mounts. It ends when its input is closed, as it is when the test dies.
@@ -35,9 +35,21 @@ mkdir -p "$2/run/${1#/run/}" "$2/run/netns"
 mount --rbind "$1" "$2/run/${1#/run/}"
 mount --no-mtab --move "$2/run" /run
 mount --bind "$2/lib" /var/lib
+mount -t tmpfs tmpfs /dev/shm
 echo ready
 cat >/dev/null
 :
+"#;
+
+/// The plugin in the place where runtimes look for it. It has read all that the runtime says before anybody hears of the call.
+const WRITES_DOWN: &str = r#"#!/bin/sh
+conf=$DIR/conf.$$
+cat >"$conf"
+exec <"$conf"
+rm "$conf"
+echo "$CNI_COMMAND ${CNI_CONTAINERID:--} ${CNI_NETNS:--}" >>$DIR/calls
+while [ -e $DIR/hold ]; do sleep 0.02; done
+exec $PLUGIN
 "#;
 
 /// A host with a runtime's surroundings.
@@ -83,12 +95,9 @@ impl Node {
 
     /// The plugin and its name as `loopback`. The calls of the plugin are written down, and wait as long as there is a file `hold`.
     fn install(&self, plugin: &Path) {
-        let script = format!(
-            "#!/bin/sh\necho \"$CNI_COMMAND ${{CNI_CONTAINERID:--}} ${{CNI_NETNS:--}}\" >>{dir}/calls\n\
-             while [ -e {dir}/hold ]; do sleep 0.02; done\nexec {plugin}\n",
-            dir = self.dir.display(),
-            plugin = plugin.display()
-        );
+        let script = WRITES_DOWN
+            .replace("$DIR", &self.dir.display().to_string())
+            .replace("$PLUGIN", &plugin.display().to_string());
         self.put_program("loden-cni", &script);
         std::os::unix::fs::symlink(plugin, self.bin_dir().join("loopback")).expect("a link");
     }
@@ -127,22 +136,13 @@ impl Node {
         said(self.command(program).args(args))
     }
 
-    /// The file at a path of the host's.
-    pub fn path(&self, path: &str) -> PathBuf {
-        // `/var/run` is an absolute symbolic link, which would lead out of the host.
-        let path = path.strip_prefix("/var/run/").map_or(path.to_owned(), |rest| format!("/run/{rest}"));
-        PathBuf::from(format!("/proc/{}/root{path}", self.first.id()))
-    }
-
     /// Puts the list of plugins in place as an installer does: by renaming it inside its directory.
     pub fn put_conflist(&self, version: &str, more: &[Value]) {
         let capabilities = json!({
             "portMappings": true, "bandwidth": true, "dns": true, "ips": true, "mac": true,
             "io.kubernetes.cri.pod-annotations": true,
         });
-        let plugin = json!({
-            "type": "loden-cni", "runDir": self.run_dir, "quarantineSeconds": 0, "capabilities": capabilities,
-        });
+        let plugin = json!({ "type": "loden-cni", "runDir": self.run_dir, "capabilities": capabilities });
         let plugins: Vec<&Value> = std::iter::once(&plugin).chain(more).collect();
         let list = json!({ "cniVersion": version, "name": "loden", "plugins": plugins });
         fs::create_dir_all(self.conf_dir()).expect("a directory");
@@ -197,11 +197,6 @@ impl Node {
 
     pub fn netns(&self) -> NetNs {
         NetNs::open(&self.netns).expect("the host's namespace")
-    }
-
-    /// A namespace of a pod, as its runtime calls it.
-    pub fn pod_netns(&self, path: &str) -> NetNs {
-        NetNs::open(&self.path(path)).expect("the pod's namespace")
     }
 
     /// Everything of pods' that is in the host's kernel and in the plugin's files, one line each.
