@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod docs;
+mod peers;
 mod shell;
 mod suite;
 mod tidy;
@@ -31,6 +32,8 @@ enum Chore {
         #[arg(long)]
         only: Option<String>,
     },
+    /// The labs that are not in every run: against a containerd of today, which is built from its Go module, once.
+    Peers,
     /// The house rules that can be checked by a program.
     Tidy,
     /// Takes what the golden tests now give for right.
@@ -61,6 +64,7 @@ fn run(args: Args) -> Result<()> {
     match args.chore {
         Chore::Demo(options) => demo::run(&options),
         Chore::Test { only } => suite::run(only.as_deref()),
+        Chore::Peers => peers::run(),
         Chore::Tidy => tidy::run(),
         Chore::Bless => suite::bless(),
         Chore::Lab { args } => {

@@ -31,11 +31,16 @@ pub fn cargo(args: &[&str]) -> Command {
     command
 }
 
+/// Where builds are.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// Builds the programs that a lab runs, and says where they are.
 pub fn build(release: bool) -> Result<Binaries> {
     let profile: &[&str] = if release { &["--release"] } else { &[] };
     run_cargo(&[&["build", "--quiet", "-p", "loden-cli", "-p", "loden-agent", "-p", "loden-cni"], profile].concat())?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let target = target();
     let mut binaries = Binaries::in_dir(&target.join(if release { "release" } else { "debug" }));
     if release {
         binaries.loden_cni = shipped_plugin(&target)?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{shell, tidy};
+use crate::{peers, shell, tidy};
 
 /// A step: its name, and what it runs.
 struct Step {
@@ -20,13 +20,18 @@ struct Counted {
     failed: u64,
 }
 
+impl Counted {
+    const ONE: Self = Self { passed: 1, failed: 0 };
+}
+
 const STEPS: &[Step] = &[
-    Step { name: "tools", run: install },
+    Step { name: "tools", run: || install_tools().map(|()| Counted::default()) },
     Step { name: "format", run: format },
-    Step { name: "tidy", run: || tidy::run().map(|()| Counted { passed: 1, failed: 0 }) },
+    Step { name: "tidy", run: || tidy::run().map(|()| Counted::ONE) },
     Step { name: "clippy", run: clippy },
     Step { name: "build", run: || shell::build(false).map(|_| Counted::default()) },
     Step { name: "unit and ring-2 tests", run: tests },
+    Step { name: "peers", run: || peers::build_callers().map(|()| Counted::default()) },
     Step { name: "labs", run: labs },
     Step { name: "demo", run: demo },
 ];
@@ -64,12 +69,26 @@ pub fn bless() -> Result<()> {
     if status.success() { Ok(()) } else { bail!("the tests fail for another reason") }
 }
 
-/// The tests need no other program than the toolchain and `nft`, which looks at what the driver wrote.
-fn install() -> Result<Counted> {
-    if shell::has("nft") {
-        return Ok(Counted::default());
+/// What the tests need besides the toolchain: programs, and Debian's packages of them. `nft` looks at what the driver wrote, runtimes call
+/// the plugin, containers are made of busybox (linked statically).
+const TOOLS: &[(&str, &str)] = &[
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("podman", "podman"),
+    ("conmon", "conmon"),
+    ("busybox", "busybox-static"),
+];
+
+/// Installs what is missing.
+pub fn install_tools() -> Result<()> {
+    let missing: Vec<_> = TOOLS.iter().filter(|(program, _)| !shell::has(program)).collect();
+    if missing.is_empty() {
+        return Ok(());
     }
-    shell::install(&["nftables"], "the program `nft` is needed").map(|()| Counted::default())
+    let (programs, packages): (Vec<&str>, Vec<&str>) = missing.into_iter().copied().unzip();
+    shell::install(&packages, &format!("these programs are needed: {}", programs.join(", ")))
 }
 
 fn format() -> Result<Counted> {
@@ -84,7 +103,7 @@ fn clippy() -> Result<Counted> {
 fn check(mut command: Command, fault: &str) -> Result<Counted> {
     let output = command.stdin(Stdio::null()).output()?;
     if output.status.success() {
-        return Ok(Counted { passed: 1, failed: 0 });
+        return Ok(Counted::ONE);
     }
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
@@ -102,13 +121,26 @@ fn labs() -> Result<Counted> {
     cargo_test(&["test", "-p", "labs", "--", "--test-threads=2"])
 }
 
+/// The labs of containerd, with the one of this version that `peers` has built.
+pub fn labs_with_containerd(version: &str) -> Result<()> {
+    shell::build(false)?;
+    let mut command = shell::cargo(&["test", "-p", "labs", "runtimes::pods::", "--", "--test-threads=2"]);
+    let counted = counted(command.env("LODEN_CONTAINERD", version))?;
+    shell::print(&format!("{} passed, {} failed", counted.passed, counted.failed))?;
+    if counted.failed > 0 { bail!("not everything passed") } else { Ok(()) }
+}
+
 fn demo() -> Result<Counted> {
-    crate::demo::run(&crate::demo::Options::default()).map(|()| Counted { passed: 1, failed: 0 })
+    crate::demo::run(&crate::demo::Options::default()).map(|()| Counted::ONE)
+}
+
+fn cargo_test(args: &[&str]) -> Result<Counted> {
+    counted(&mut shell::cargo(args))
 }
 
 /// Runs tests and counts them from libtest's own closing lines; what failed is shown.
-fn cargo_test(args: &[&str]) -> Result<Counted> {
-    let output = shell::cargo(args).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+fn counted(command: &mut Command) -> Result<Counted> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let counted = count(&text);
     if !output.status.success() {
@@ -142,7 +174,7 @@ fn not_run() -> Result<()> {
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let listed: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     if listed.is_empty() {
-        shell::say("everything that there is was run");
+        shell::say("everything that there is was run, but for `cargo xtask peers`");
     }
     listed.iter().for_each(|line| shell::say(&format!("not run: {line}")));
     Ok(())

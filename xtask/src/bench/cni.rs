@@ -52,7 +52,8 @@ pub fn run(runs: usize) -> Result<Vec<Row>> {
     let dir = Path::new(loden_lab::lab::LABS).join("bench-cni");
     let lab = Lab::up(&Topology::parse(text)?, &dir, binaries, false, &mut |step| shell::say(&format!("· {step}")))?;
     // The calls come from a thread inside the host, as a runtime's do: nothing but starting the programs is measured.
-    let measured = lab.netns("host1").map_err(Into::into).and_then(|host| host.run(|| measure(&lab, reference, runs))?);
+    let measured =
+        lab.netns("host1").map_err(Into::into).and_then(|host| host.run(|| measure(&lab, reference, runs))?);
     lab.down()?;
     let (pairs, figures) = measured?;
     let row = |name, ours, peer, unit, ratio, floor, goal, against| Row {
@@ -119,9 +120,11 @@ fn pairs(lab: &Lab, reference: &Path) -> Result<Vec<Pair>> {
     let loden = json!({ "type": "loden-cni", "attach": "bridge", "quarantineSeconds": 0, "capabilities": capable });
     let bridge = |net| json!({ "type": "bridge", "bridge": "ref0", "isGateway": true, "mtu": 1450, "ipam": ipam(net) });
     let portmap = json!({ "type": "portmap", "capabilities": capable });
-    let ours = |name: &str, plugin: &str, conf: Value| Network::new(&ours_in, &common(name), &[(Path::new(plugin), conf)]);
+    let ours =
+        |name: &str, plugin: &str, conf: Value| Network::new(&ours_in, &common(name), &[(Path::new(plugin), conf)]);
     let theirs = |name: &str, plugins: &[(&str, Value)]| {
-        let plugins: Vec<(&Path, Value)> = plugins.iter().map(|(name, conf)| (Path::new(*name), conf.clone())).collect();
+        let plugins: Vec<(&Path, Value)> =
+            plugins.iter().map(|(name, conf)| (Path::new(*name), conf.clone())).collect();
         Network::new(reference, &common(name), &plugins)
     };
     let ptp = |net| json!({ "type": "ptp", "mtu": 1450, "ipam": ipam(net) });
@@ -149,7 +152,8 @@ fn measure(lab: &Lab, reference: &Path, runs: usize) -> Result<(Vec<Pair>, Figur
     let pairs = pairs(lab, reference)?;
     let mut figures = Figures { add: pairs.iter().map(|_| Default::default()).collect(), ..Figures::default() };
     let status = json!({ "cniVersion": "1.1.0", "name": "loden", "runDir": lab.dir().join("host1/run") });
-    let status = Network::new(&lab.dir().join("bin"), &status, &[(Path::new("loden-cni"), json!({ "quarantineSeconds": 0 }))]);
+    let status =
+        Network::new(&lab.dir().join("bin"), &status, &[(Path::new("loden-cni"), json!({ "quarantineSeconds": 0 }))]);
     for run in 0..runs {
         for (which, pair) in pairs.iter().enumerate() {
             shell::say(&format!("· run {} of {runs}: {}, {IN_TURN} pods each", run + 1, pair.name));

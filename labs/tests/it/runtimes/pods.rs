@@ -1,22 +1,25 @@
-//! Pods by containerd: what a kubelet does, and what it does when things go wrong.
+//! Pods by containerd: what a kubelet asks of it, and when things go wrong.
 
 use std::net::{IpAddr, SocketAddr};
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use super::containerd::{Containerd, Release, host_port};
+use super::cri::Cri;
 use super::cri::messages::SANDBOX_READY;
 use super::node::{Cluster, page};
-use crate::support::{say, wait_for};
+use crate::support::wait_for;
 
 /// The lab of one test: two hosts, and containerd on both.
 fn cluster(name: &str, release: Release) -> Cluster {
-    let which = if release == Release::V1_6 { "1" } else { "2" };
-    Cluster::up(&format!("ctd{which}-{name}"), 2)
+    Cluster::up(&format!("{release:?}-{name}"), 2)
 }
 
 /// Pods of two containers that share their stack; across hosts, by ports of the host, with limits; each goes wholly.
-fn pods(release: Release) {
+#[test]
+fn pods_of_two_containers_reach_each_other_and_go_wholly() {
+    let release = Release::asked();
     let cluster = cluster("pods", release);
     let [near, far] = [0, 1].map(|n| Containerd::new(&cluster.nodes[n], release));
     [&near, &far].iter().for_each(|runtime| runtime.configure(release.newest(), &[]));
@@ -84,7 +87,9 @@ fn pods(release: Release) {
 }
 
 /// Containerd is killed while pods run, and while the plugin does; pods stay, and what is half made goes.
-fn kills(release: Release) {
+#[test]
+fn a_killed_containerd_finds_its_pods_again_and_what_is_half_made_goes() {
+    let release = Release::asked();
     let cluster = cluster("kills", release);
     let node = &cluster.nodes[0];
     let runtime = Containerd::new(node, release);
@@ -111,7 +116,7 @@ fn kills(release: Release) {
     // The plugin goes on to its end, and nobody is left to hear of it.
     node.hold();
     let dead = std::thread::scope(|scope| {
-        let cri = super::cri::Cri::at(&node.dir.join("containerd.sock"));
+        let cri = Cri::at(&node.dir.join("containerd.sock"));
         let config = runtime.pod("b");
         let asked = scope.spawn(move || cri.run(config));
         wait_for("the second ADD", || node.calls().iter().filter(|[verb, ..]| verb == "ADD").count() == 2);
@@ -122,8 +127,7 @@ fn kills(release: Release) {
     node.let_go();
     wait_for("the plugin's end", || node.attachments().iter().filter(|attachment| attachment.complete).count() == 2);
     let runtime = Containerd::start_again(dead);
-    let half = runtime.cri.sandboxes().into_iter().filter(|sandbox| sandbox.id != pod.id).collect::<Vec<_>>();
-    say(&format!("{release:?}: killed during an ADD, it knows of {half:?} and of the pod that runs"));
+    let half = runtime.cri.sandboxes().into_iter().filter(|sandbox| sandbox.id != pod.id);
     for sandbox in half {
         runtime.cri.stop(&sandbox.id).expect("stopped");
         runtime.cri.remove(&sandbox.id).expect("removed");
@@ -135,7 +139,9 @@ fn kills(release: Release) {
 }
 
 /// ADDs that fail, at the plugin and behind it, leave nothing and say why.
-fn failures(release: Release) {
+#[test]
+fn an_add_that_fails_says_why_and_leaves_nothing() {
+    let release = Release::asked();
     let cluster = cluster("fails", release);
     let node = &cluster.nodes[0];
     let runtime = Containerd::new(node, release);
@@ -147,8 +153,7 @@ fn failures(release: Release) {
     config.port_mappings.push(host_port(18080));
     let pod = runtime.run(config.clone());
     let with_one = node.footprint();
-    let other = super::cri::messages::PodSandboxConfig { hostname: "b".to_owned(), ..runtime.pod("b") };
-    config.metadata = other.metadata;
+    config.metadata = runtime.pod("b").metadata;
     let refused = runtime.cri.run(config).expect_err("the port is taken").message().to_owned();
     assert!(refused.contains("18080") && refused.contains("labs/a"), "{refused}");
     node.is_again(&with_one);
@@ -166,23 +171,15 @@ fn failures(release: Release) {
     node.is_again(&with_one);
     runtime.configure(release.newest(), &[]);
 
-    // A node of which nothing is known yet.
-    let node_file = node.run_dir().node_file();
-    cluster.lab.agent(&node.host).expect("an agent").end(rustix::process::Signal::TERM).expect("it ends");
-    std::fs::rename(&node_file, node_file.with_extension("away")).expect("renamed");
-    let refused = runtime.cri.run(runtime.pod("d")).expect_err("the node is not ready").message().to_owned();
-    assert!(refused.contains("the node is not ready for pods yet") && refused.contains("lodend"), "{refused}");
-    std::fs::rename(node_file.with_extension("away"), node_file).expect("renamed");
-    // Without an agent, too.
-    node.is_again(&with_one);
     runtime.end(&pod);
     node.is_again(&before);
-    let forgotten: Vec<_> = runtime.cri.sandboxes();
-    say(&format!("{release:?}: after failed starts it knows of {forgotten:?}"));
+    assert_eq!(runtime.cri.sandboxes(), []);
 }
 
 /// A pod under each version of the protocol.
-fn versions(release: Release) {
+#[test]
+fn each_version_that_it_speaks() {
+    let release = Release::asked();
     let cluster = cluster("versions", release);
     let node = &cluster.nodes[0];
     let runtime = Containerd::new(node, release);
@@ -198,24 +195,29 @@ fn versions(release: Release) {
     }
 }
 
-/// STATUS is asked for at each status of the runtime, and the network is ready when the agent has made the node ready.
-fn readiness(release: Release) {
+/// From version 1.1.0 on STATUS is asked for at each status of the runtime: the network is ready when the agent has made the node ready.
+#[test]
+fn status_is_asked_for_where_the_protocol_has_it() {
+    let release = Release::asked();
     let cluster = cluster("ready", release);
     let node = &cluster.nodes[0];
     let runtime = Containerd::new(node, release);
     runtime.configure(release.newest(), &[]);
+    let asks = release.newest() >= "1.1.0";
     let asked = || node.calls().iter().filter(|[verb, ..]| verb == "STATUS").count();
     let before = asked();
     for n in 1..=3 {
         assert_eq!(runtime.cri.network_ready().expect("a status"), (true, String::new()));
-        assert_eq!(asked(), before + n);
+        assert_eq!(asked(), if asks { before + n } else { 0 });
     }
     // As after a reboot, before the agent is there.
     let agent = cluster.lab.agent(&node.host).expect("an agent");
-    agent.end(rustix::process::Signal::TERM).expect("it ends");
+    agent.end(Signal::TERM).expect("it ends");
     std::fs::remove_file(node.run_dir().node_file()).expect("removed");
     let (is_ready, cause) = runtime.cri.network_ready().expect("a status");
-    assert!(!is_ready && cause.contains("the node is not ready for pods yet"), "{is_ready} {cause}");
+    assert_eq!((is_ready, cause.contains("the node is not ready for pods yet")), (!asks, asks), "{cause}");
+    let refused = runtime.cri.run(runtime.pod("early")).expect_err("the node is not ready").message().to_owned();
+    assert!(refused.contains("the node is not ready for pods yet") && refused.contains("lodend"), "{refused}");
     agent.start(&cluster.lab.binaries().lodend, false).expect("it starts");
     agent.wait_ready().expect("it gets ready");
     wait_for("the network is ready", || runtime.cri.network_ready().expect("a status").0);
@@ -226,64 +228,4 @@ fn readiness(release: Release) {
 
 fn v6(addr: &IpAddr) -> &'static str {
     if addr.is_ipv6() { "6" } else { "" }
-}
-
-/// Debian's containerd.
-mod containerd_1_6 {
-    use super::Release::V1_6;
-
-    #[test]
-    fn pods() {
-        super::pods(V1_6);
-    }
-
-    #[test]
-    fn kills() {
-        super::kills(V1_6);
-    }
-
-    #[test]
-    fn failures() {
-        super::failures(V1_6);
-    }
-
-    #[test]
-    fn versions() {
-        super::versions(V1_6);
-    }
-}
-
-/// A containerd of today, which asks for STATUS and speaks version 1.1.0.
-mod containerd_2_4 {
-    use super::Release::V2_4;
-
-    #[test]
-    #[ignore = "`cargo xtask peers` builds containerd 2.4 and runs this"]
-    fn pods() {
-        super::pods(V2_4);
-    }
-
-    #[test]
-    #[ignore = "`cargo xtask peers` builds containerd 2.4 and runs this"]
-    fn kills() {
-        super::kills(V2_4);
-    }
-
-    #[test]
-    #[ignore = "`cargo xtask peers` builds containerd 2.4 and runs this"]
-    fn failures() {
-        super::failures(V2_4);
-    }
-
-    #[test]
-    #[ignore = "`cargo xtask peers` builds containerd 2.4 and runs this"]
-    fn versions() {
-        super::versions(V2_4);
-    }
-
-    #[test]
-    #[ignore = "`cargo xtask peers` builds containerd 2.4 and runs this"]
-    fn readiness() {
-        super::readiness(V2_4);
-    }
 }
