@@ -47,7 +47,7 @@ conf=$DIR/conf.$$
 cat >"$conf"
 exec <"$conf"
 rm "$conf"
-echo "$CNI_COMMAND ${CNI_CONTAINERID:--} ${CNI_NETNS:--}" >>$DIR/calls
+echo "$CNI_COMMAND ${CNI_CONTAINERID:--} ${CNI_NETNS:--} $$" >>$DIR/calls
 while [ -e $DIR/hold ]; do sleep 0.02; done
 exec $PLUGIN
 "#;
@@ -155,17 +155,23 @@ impl Node {
         self.conf_dir().join("10-loden.conflist")
     }
 
-    /// The calls of the plugin so far: verb, container, namespace (`-` for what is not there).
-    pub fn calls(&self) -> Vec<[String; 3]> {
+    /// The calls of the plugin so far: verb, container, namespace (`-` for what is not there), process.
+    pub fn calls(&self) -> Vec<[String; 4]> {
         let text = fs::read_to_string(self.dir.join("calls")).unwrap_or_default();
-        let words = |line: &str| line.splitn(3, ' ').map(str::to_owned).collect::<Vec<_>>().try_into().expect("words");
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>().try_into().expect("words");
         text.lines().map(words).collect()
+    }
+
+    /// Waits until no call of the plugin is under way.
+    pub fn is_quiet(&self) {
+        let proc = PathBuf::from(format!("/proc/{}/root/proc", self.first.id()));
+        wait_for("the plugin's end", || self.calls().iter().all(|[.., pid]| !proc.join(pid).exists()));
     }
 
     /// The calls about one container: the verb, with `!` where no namespace was given.
     pub fn calls_about(&self, container: &str) -> Vec<String> {
-        let of_it = self.calls().into_iter().filter(|[_, of, _]| of == container);
-        of_it.map(|[verb, _, netns]| if netns == "-" { format!("{verb}!") } else { verb }).collect()
+        let of_it = self.calls().into_iter().filter(|[_, of, ..]| of == container);
+        of_it.map(|[verb, _, netns, _]| if netns == "-" { format!("{verb}!") } else { verb }).collect()
     }
 
     /// From now on the plugin waits before it does anything, until it is let go.

@@ -113,7 +113,7 @@ fn a_killed_containerd_finds_its_pods_again_and_what_is_half_made_goes() {
     assert_eq!(node.footprint(), with_one);
     assert_eq!(node.calls_about(&pod.id), ["ADD"]);
 
-    // The plugin goes on to its end, and nobody is left to hear of it.
+    // The plugin goes on, and undoes what it has made: nobody is left to hear of it.
     node.hold();
     let dead = std::thread::scope(|scope| {
         let cri = Cri::at(&node.dir.join("containerd.sock"));
@@ -125,7 +125,8 @@ fn a_killed_containerd_finds_its_pods_again_and_what_is_half_made_goes() {
         dead
     });
     node.let_go();
-    wait_for("the plugin's end", || node.attachments().iter().filter(|attachment| attachment.complete).count() == 2);
+    node.is_quiet();
+    node.is_again(&with_one);
     let runtime = Containerd::start_again(dead);
     let half = runtime.cri.sandboxes().into_iter().filter(|sandbox| sandbox.id != pod.id);
     for sandbox in half {

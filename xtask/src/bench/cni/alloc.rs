@@ -50,6 +50,7 @@ fn draft(n: usize, demand: &Demand) -> Result<Draft> {
         key,
         attach: Attach::Foreign { host_device: None },
         demand: demand.clone(),
+        delegates: Vec::new(),
         routes: Vec::new(),
         is_default: false,
         mtu: 1500,
