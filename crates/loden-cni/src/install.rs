@@ -51,7 +51,7 @@ enum InstallError {
     )]
     NotReady { seconds: u64, cause: String, conflist: String },
     /// Pods.
-    #[error("{} are still attached, and could not be detached without the plugin: {}. Remove these pods first, or say --drain-wait SECONDS or --force; nothing has been changed", number(.0.len()), named(.0))]
+    #[error("the plugin is needed for {}: {}. Remove these pods first, or say --drain-wait SECONDS or --force; nothing has been taken out", number(.0.len()), named(.0))]
     Attached(Vec<AttachmentKey>),
     /// Two at once.
     #[error("another uninstall is under way")]

@@ -31,8 +31,7 @@ pub fn make_open_dir(dir: &Path) -> Result<(), LinuxError> {
 /// [`LinuxError::System`]; the old one is there then.
 pub fn file(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, LinuxError> {
     let unfinished = unfinished(path);
-    // A killed one may have left it.
-    remove_file(&unfinished)?;
+    remove_left(&unfinished)?;
     if is_file_with(path, bytes, mode) {
         return Ok(false);
     }
@@ -51,7 +50,7 @@ pub fn file(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, LinuxError> {
 /// [`LinuxError::System`]; what was there is there then.
 pub fn link(path: &Path, target: &Path) -> Result<bool, LinuxError> {
     let unfinished = unfinished(path);
-    remove_file(&unfinished)?;
+    remove_left(&unfinished)?;
     if leads_to(path, target) {
         return Ok(false);
     }
@@ -77,10 +76,12 @@ pub fn leads_to(path: &Path, target: &Path) -> bool {
 pub fn keep_original(path: &Path) -> Result<(), LinuxError> {
     let kept = kept(path);
     let unfinished = unfinished(&kept);
-    remove_file(&unfinished)?;
+    remove_left(&unfinished)?;
     // Of one that was kept before, and one that somebody put in its place since, the later one counts.
     let linked = fs::hard_link(path, &unfinished).and_then(|()| rename(&unfinished, &kept));
     linked.map_err(|error| given_up(&unfinished, &kept, error))?;
+    // Where it is kept already both are one file, and the renaming has done nothing (rename(2)).
+    remove_left(&unfinished)?;
     fault::point("original-linked");
     Ok(())
 }
@@ -90,9 +91,9 @@ pub fn keep_original(path: &Path) -> Result<(), LinuxError> {
 /// # Errors
 /// [`LinuxError::System`].
 pub fn remove(path: &Path) -> Result<(), LinuxError> {
-    remove_file(&unfinished(path))?;
     let kept = kept(path);
-    remove_file(&unfinished(&kept))?;
+    remove_left(&unfinished(path))?;
+    remove_left(&unfinished(&kept))?;
     match rename(&kept, path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => remove_file(path),
@@ -106,7 +107,7 @@ pub fn remove(path: &Path) -> Result<(), LinuxError> {
 /// [`LinuxError::System`].
 pub fn forget_original(path: &Path) -> Result<(), LinuxError> {
     let kept = kept(path);
-    [unfinished(path), unfinished(&kept), kept].iter().try_for_each(|file| remove_file(file))
+    [unfinished(path), unfinished(&kept), kept].iter().try_for_each(|file| remove_left(file))
 }
 
 /// The same for all places in a directory, each of which another has taken since; and the unfinished links to `target`.
@@ -126,6 +127,11 @@ pub fn forget_originals(dir: &Path, target: &Path) -> Result<(), LinuxError> {
         place.or_else(|| unfinished().filter(|_| leads_to(&dir.join(name), target))).map(|place| dir.join(place))
     };
     LinuxError::collected(names.iter().filter_map(of).filter_map(|place| forget_original(&place).err()).collect())
+}
+
+/// Removes what a killed process left. A file system that is read-only refuses even to remove what is not there.
+fn remove_left(path: &Path) -> Result<(), LinuxError> {
+    if fs::symlink_metadata(path).is_ok() { remove_file(path) } else { Ok(()) }
 }
 
 /// `.NAME.tmp`: hidden, and with an ending that no runtime reads.

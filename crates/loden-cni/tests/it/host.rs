@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -93,6 +93,25 @@ impl Host {
     pub fn call_as(&self, role: &str, verb: &str, pod: &str, conf: &Value) -> Result<Value, (u64, String)> {
         let conf = self.conf(conf["cniVersion"].as_str().unwrap_or("1.0.0"), conf);
         answer(&self.exec_as(role, verb, pod, conf.as_bytes(), &[]))
+    }
+
+    /// Executes the program as a person does, with arguments and no verb.
+    pub fn run(&self, args: &[&str], variables: &[(&str, &str)]) -> Output {
+        self.begin_run(args, variables).wait_with_output().expect("the program ends")
+    }
+
+    /// The same, without waiting for its end.
+    pub fn begin_run(&self, args: &[&str], variables: &[(&str, &str)]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loden-cni"));
+        command.args(args).env_clear().envs(variables.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        spawn::in_netns(&mut command, &self.ns, true).expect("the host's namespace");
+        command.spawn().expect("the program")
+    }
+
+    /// A directory of its own.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     fn begin_as(&self, role: &str, verb: &str, pod: &str, stdin: &[u8], variables: &[(&str, &str)]) -> Child {

@@ -4,12 +4,16 @@
 mod addresses;
 mod bridges;
 mod delegates;
+mod disk;
+mod disks;
 mod faults;
 mod host;
+mod install;
 mod kills;
 mod macvlan;
 mod ports;
 mod roles;
 mod routed;
+mod status;
 mod verbs;
 mod wire;
