@@ -12,10 +12,10 @@ use crate::host::{Host, answer};
 const REFERENCE: &str = "/usr/lib/cni";
 
 /// A directory of plugins.
-struct Plugins(tempfile::TempDir);
+pub struct Plugins(tempfile::TempDir);
 
 impl Plugins {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir().expect("a directory"))
     }
 
@@ -26,7 +26,7 @@ impl Plugins {
     }
 
     /// A plugin that writes down what it is called with, and answers by a script.
-    fn script(&self, name: &str, text: &str) {
+    pub fn script(&self, name: &str, text: &str) {
         let log = self.path().join("log");
         let whole = format!(
             "#!/bin/sh\necho \"$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME [$CNI_ARGS]\" >> {log}\ncat > {input}.$CNI_COMMAND\n{text}\n",
@@ -38,7 +38,7 @@ impl Plugins {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 

@@ -114,7 +114,7 @@ impl Host {
         self.dir.path()
     }
 
-    fn begin_as(&self, role: &str, verb: &str, pod: &str, stdin: &[u8], variables: &[(&str, &str)]) -> Child {
+    pub fn begin_as(&self, role: &str, verb: &str, pod: &str, stdin: &[u8], variables: &[(&str, &str)]) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loden-cni"));
         command
             .arg0(role)

@@ -11,6 +11,8 @@ mod host;
 mod install;
 mod kills;
 mod macvlan;
+#[cfg(feature = "fault-points")]
+mod points;
 mod ports;
 mod roles;
 mod routed;

@@ -56,7 +56,7 @@ fn table(host: &Host) -> Option<Table> {
     host.run_in(|| Nft::open(TABLE_PORTS, Ownership::Shared).expect("a socket").observe().expect("observed"))
 }
 
-fn elements(host: &Host) -> usize {
+pub fn elements(host: &Host) -> usize {
     table(host).map_or(0, |table| table.sets.values().map(|set| set.elements.len()).sum())
 }
 

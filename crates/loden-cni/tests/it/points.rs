@@ -1,0 +1,291 @@
+//! The plugin stopped between any two steps: killed, asked to end, or held while others come by.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Output};
+use std::time::{Duration, Instant};
+
+use loden_linux::fault::POINTS;
+use loden_linux::{netns, pod};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use serde_json::{Value, json};
+
+use crate::delegates::Plugins;
+use crate::host::{Host, answer};
+use crate::ports::elements;
+use crate::wire::Wire;
+
+/// One address for pods in IPv4: what leaks is missed at the next ADD.
+const TINY: [&str; 2] = ["10.1.0.0/30", "fd01::/126"];
+
+/// A way to attach a pod.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    Bridge,
+    Routed,
+    Macvlan,
+    /// By the bridge, with ports of the host.
+    Ports,
+    /// Ports alone, behind another plugin.
+    Portmap,
+    /// By the bridge, with addresses of another plugin.
+    Delegated,
+}
+
+const PODS: [Way; 5] = [Way::Bridge, Way::Routed, Way::Macvlan, Way::Ports, Way::Delegated];
+
+/// By which verb a point is come by, and with which attachments; `None`: the tests of the installer have a row for it.
+fn row(point: &str) -> Option<(&'static str, &'static [Way])> {
+    match point {
+        "add-begun" | "add-marked" | "add-counted" | "add-reserved" | "add-linked" | "add-host-set" | "add-made"
+        | "add-completed" => Some(("ADD", &PODS)),
+        "add-delegated" => Some(("ADD", &[Way::Delegated])),
+        "add-ports-asked" => Some(("ADD", &[Way::Portmap])),
+        "add-ports-open" => Some(("ADD", &[Way::Bridge, Way::Macvlan, Way::Ports, Way::Portmap])),
+        "del-begun" | "del-parked" | "del-freed" => Some(("DEL", &PODS)),
+        "del-ports-closed" | "del-forgotten" => {
+            Some(("DEL", &[Way::Bridge, Way::Routed, Way::Macvlan, Way::Ports, Way::Portmap, Way::Delegated]))
+        }
+        "gc-detached" => Some(("GC", &PODS)),
+        "file-written" | "file-placed" | "link-written" | "link-placed" | "original-linked" | "uninstall-closed"
+        | "uninstall-removed" => None,
+        _ => panic!("the point {point} has no row"),
+    }
+}
+
+/// A host with a pod, and what a runtime says of it.
+struct Scene {
+    host: Host,
+    plugins: Plugins,
+    _wire: Option<Wire>,
+    way: Way,
+    conf: String,
+}
+
+impl Scene {
+    fn new(way: Way) -> Self {
+        let (host, plugins) = (Host::new(&TINY), Plugins::new());
+        let wire = (way == Way::Macvlan).then(|| Wire::new(&host));
+        host.pod("a");
+        let ports = json!([{ "hostPort": 8080, "containerPort": 80 }, { "hostPort": 53, "containerPort": 53, "protocol": "udp" }]);
+        let one =
+            json!({ "type": "host-local", "ranges": [[{ "subnet": "10.7.0.0/30" }], [{ "subnet": "fd07::/126" }]] });
+        let conf = match way {
+            Way::Bridge => json!({}),
+            Way::Routed => json!({ "attach": "routed" }),
+            Way::Macvlan => json!({ "attach": "macvlan", "master": "eth0", "ipam": one }),
+            Way::Ports => json!({ "runtimeConfig": { "portMappings": ports }, "ipMasq": true }),
+            Way::Portmap => json!({
+                "runtimeConfig": { "portMappings": ports },
+                "prevResult": { "cniVersion": "1.1.0", "ips": [{ "address": "10.9.0.2/24" }] },
+            }),
+            Way::Delegated => {
+                let lease = plugins.path().join("lease");
+                let result =
+                    json!({ "cniVersion": "1.1.0", "ips": [{ "address": "10.9.0.2/24", "gateway": "10.9.0.1" }] });
+                plugins.script(
+                    "theirs",
+                    &format!(
+                        "case $CNI_COMMAND in ADD) touch {lease}; echo '{result}';; DEL) rm -f {lease};; esac",
+                        lease = lease.display()
+                    ),
+                );
+                json!({ "bridge": "cni0", "isGateway": false, "isDefaultGateway": false, "ipam": { "type": "theirs" } })
+            }
+        };
+        let conf = host.conf("1.1.0", &conf);
+        Self { host, plugins, _wire: wire, way, conf }
+    }
+
+    fn role(&self) -> &'static str {
+        if self.way == Way::Portmap { "portmap" } else { "loden-cni" }
+    }
+
+    fn begin(&self, verb: &str, variables: &[(&str, &str)]) -> Child {
+        let conf = match verb {
+            "GC" => self.conf.replacen('{', r#"{"cni.dev/valid-attachments":[],"#, 1),
+            _ => self.conf.clone(),
+        };
+        let path = format!("{}:/usr/bin:/bin", self.plugins.path().display());
+        let usual = [("CNI_PATH", path.as_str()), ("PATH", "/usr/bin:/bin")];
+        let variables: Vec<_> = usual.iter().chain(variables).copied().collect();
+        self.host.begin_as(self.role(), verb, "a", conf.as_bytes(), &variables)
+    }
+
+    fn exec(&self, verb: &str, variables: &[(&str, &str)]) -> Output {
+        self.begin(verb, variables).wait_with_output().expect("the plugin ends")
+    }
+
+    fn call(&self, verb: &str) -> Result<Value, (u64, String)> {
+        answer(&self.exec(verb, &[]))
+    }
+
+    /// Everything that could be left of the pod.
+    fn left(&self) -> Vec<String> {
+        self.host.reap();
+        let mut left = self.host.leftovers();
+        left.retain(|name| name != "eth0" || self.way != Way::Macvlan);
+        left.extend((elements(&self.host) > 0).then(|| "ports".to_owned()));
+        left.extend(self.host.pod_routes().iter().map(|route| format!("{route:?}")));
+        left.extend(self.plugins.path().join("lease").exists().then(|| "the address of another plugin".to_owned()));
+        let (ns, eth0) = (netns::NetNs::open(&self.host.netns_path("a")), "eth0".parse().expect("a name"));
+        let is_there = ns.is_ok_and(|ns| pod::exists_in(&ns, eth0).expect("asked"));
+        left.extend(is_there.then(|| "eth0 in the pod".to_owned()));
+        left
+    }
+
+    /// That nothing is left, and as much room as there ever was.
+    fn is_clean(&self, what: &str) {
+        assert_eq!(self.left(), Vec::<String>::new(), "{what}");
+        for verb in ["ADD", "DEL"] {
+            let done = self.call(verb);
+            assert!(done.is_ok(), "{what}: then {verb}: {done:?}");
+        }
+        assert_eq!(self.left(), Vec::<String>::new(), "{what}, the next ADD and DEL");
+    }
+}
+
+fn stopped(point: &str, signal: &str) -> [(&'static str, String); 2] {
+    [("LODEN_FAULT_POINT", point.to_owned()), ("LODEN_FAULT_SIGNAL", signal.to_owned())]
+}
+
+/// All points of pods, with each attachment that comes by it.
+fn each(mut work: impl FnMut(&'static str, &'static str, Way)) {
+    for point in POINTS {
+        if let Some((verb, ways)) = row(point) {
+            ways.iter().for_each(|way| work(point, verb, *way));
+        }
+    }
+}
+
+#[test]
+fn killed_at_any_point_a_del_makes_it_clean() {
+    killed("DEL");
+}
+
+#[test]
+fn killed_at_any_point_a_gc_makes_it_clean() {
+    killed("GC");
+}
+
+#[test]
+fn killed_at_any_point_the_agents_sweep_makes_it_clean() {
+    killed("sweep");
+}
+
+fn killed(cure: &str) {
+    each(|point, verb, way| {
+        let what = format!("{way:?} killed at {point}, then {cure}");
+        let scene = Scene::new(way);
+        if verb != "ADD" {
+            scene.call("ADD").expect(&what);
+        }
+        let killed = scene.exec(verb, &[("LODEN_FAULT_POINT", point)]);
+        assert!(!killed.status.success() && killed.stdout.is_empty(), "{what}: it was not reached: {killed:?}");
+        if cure == "sweep" {
+            scene.host.sweep();
+            // The agent sweeps what is unfinished; a whole attachment belongs to a pod that may live.
+            if scene.host.run_dir().attachments().good.iter().any(|there| there.complete) {
+                scene.call("DEL").expect(&what);
+            }
+        } else {
+            scene.call(cure).expect(&what);
+        }
+        scene.host.sweep();
+        scene.is_clean(&what);
+    });
+}
+
+#[test]
+fn asked_to_end_at_any_point_it_finishes_first() {
+    each(|point, verb, way| {
+        // Each of them at a third of the points.
+        let place = POINTS.iter().position(|other| *other == point).unwrap_or_default() + way as usize;
+        let signal = ["TERM", "INT", "HUP"][place % 3];
+        let what = format!("{way:?}: {signal} at {point}");
+        let scene = Scene::new(way);
+        if verb != "ADD" {
+            scene.call("ADD").expect(&what);
+        }
+        let variables = stopped(point, signal);
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let output = scene.exec(verb, &variables);
+        if way == Way::Delegated && output.status.signal().is_some() {
+            // Another plugin may take as long as it likes: meanwhile it is not put off. What is left is what a killed one leaves.
+            scene.call("DEL").expect(&what);
+        } else {
+            assert!(output.status.success(), "{what}: {output:?}");
+        }
+        if verb == "ADD" {
+            scene.call("DEL").expect(&what);
+        }
+        scene.is_clean(&what);
+    });
+}
+
+/// Begins a verb and waits until it stands still at the point.
+fn held(scene: &Scene, verb: &str, point: &str) -> (Child, Pid) {
+    let variables = stopped(point, "STOP");
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let child = scene.begin(verb, &variables);
+    let pid = Pid::from_child(&child);
+    let (_, status) = waitpid(Some(pid), WaitOptions::UNTRACED).expect("waited").expect("a status");
+    assert!(status.stopped(), "{point}: it was not reached");
+    (child, pid)
+}
+
+fn let_go(child: Child, pid: Pid) -> Output {
+    kill_process(pid, Signal::CONT).expect("it goes on");
+    child.wait_with_output().expect("it ends")
+}
+
+#[test]
+fn a_sweep_leaves_an_add_in_flight_alone() {
+    each(|point, verb, way| {
+        if verb != "ADD" {
+            return;
+        }
+        let what = format!("{way:?}: a sweep while ADD is at {point}");
+        let scene = Scene::new(way);
+        let (child, pid) = held(&scene, "ADD", point);
+        let output = std::thread::scope(|scope| {
+            let sweep = scope.spawn(|| scene.host.sweep());
+            // At some points ADD holds the lock that a sweep waits for.
+            for _ in 0..50 {
+                if sweep.is_finished() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let output = let_go(child, pid);
+            assert_eq!(sweep.join().expect("swept"), 0, "{what}");
+            output
+        });
+        answer(&output).expect(&what);
+        assert!(scene.host.run_dir().attachments().good.iter().all(|there| there.complete), "{what}");
+        scene.call("DEL").expect(&what);
+        scene.is_clean(&what);
+    });
+}
+
+#[test]
+fn a_namespace_that_goes_while_its_pod_is_attached_leaves_nothing_for_long() {
+    for way in PODS {
+        for point in ["add-begun", "add-reserved", "add-linked", "add-made"] {
+            let what = format!("{way:?}: the namespace goes at {point}");
+            let scene = Scene::new(way);
+            let (child, pid) = held(&scene, "ADD", point);
+            netns::remove(&scene.host.netns_path("a")).expect("removed");
+            // The plugin has it open, so that it lives until that ends; the runtime learns of its pod's end by itself, and says DEL.
+            answer(&let_go(child, pid)).expect(&what);
+            scene.call("DEL").expect(&what);
+            scene.host.pod("a");
+            // The kernel takes a namespace apart when it comes to it; until then its macvlan has its Ethernet address beside the master.
+            let until = Instant::now() + Duration::from_secs(20);
+            while scene.call("ADD").is_err() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            scene.call("DEL").expect(&what);
+            scene.is_clean(&what);
+        }
+    }
+}
