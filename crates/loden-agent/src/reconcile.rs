@@ -167,7 +167,7 @@ impl<K: Kernel> Reconciler<K> {
                 self.stale = Sort::ALL.into();
                 return true;
             }
-            Event::Parked | Event::Ports | Event::Underlay => return false,
+            Event::Parked | Event::PodTables | Event::Underlay => return false,
         };
         let known = self.desired.map().actual(&key);
         let wanted = self.desired.map().desired(&key);

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use loden_core::api::{Event as ApiEvent, Ipam, PlanReply, Status};
 use loden_core::cni::{NodeBlock, NodeFile};
 use loden_core::kernel::Event;
-use loden_core::kernel::nft::TABLE_PORTS;
 use loden_core::model::IfName;
 use loden_core::view::{Local, Problem};
 use loden_linux::ledger::Ledger;
@@ -110,7 +109,7 @@ struct Loop {
     /// When to look for what killed ADDs left.
     sweep: Option<Instant>,
     /// When to look at the plugin's table.
-    ports: Option<Instant>,
+    tables: Option<Instant>,
     is_underlay_stale: bool,
 }
 
@@ -127,7 +126,7 @@ impl Worker {
             // What a former agent left parked is reaped at once.
             reap: Some(Instant::now()),
             sweep: Some(Instant::now()),
-            ports: Some(Instant::now()),
+            tables: Some(Instant::now()),
             is_underlay_stale: true,
         };
         loop {
@@ -162,7 +161,7 @@ impl Worker {
             earliest.max(since + BREATH)
         });
         let retry = state.retry.map(|(at, _)| at);
-        [gathered, retry, state.reap, state.sweep, state.ports]
+        [gathered, retry, state.reap, state.sweep, state.tables]
             .into_iter()
             .flatten()
             .fold(state.next_resync, Instant::min)
@@ -183,8 +182,8 @@ impl Worker {
                 state.reap.get_or_insert_with(|| Instant::now() + REAP_EVERY);
                 false
             }
-            Inbox::Kernel(Event::Ports) => {
-                state.ports.get_or_insert_with(|| Instant::now() + PORTS_AFTER);
+            Inbox::Kernel(Event::PodTables) => {
+                state.tables.get_or_insert_with(|| Instant::now() + PORTS_AFTER);
                 false
             }
             Inbox::Kernel(Event::Underlay) => {
@@ -227,9 +226,9 @@ impl Worker {
             state.sweep = None;
             self.sweep(reconciler);
         }
-        if state.ports.is_some_and(|at| at <= now) {
-            state.ports = None;
-            self.repair_ports(reconciler);
+        if state.tables.is_some_and(|at| at <= now) {
+            state.tables = None;
+            self.repair_tables(reconciler);
         }
         if state.next_resync <= now {
             // A tenth more or less, by the clock's own noise, so that nodes do not move in step.
@@ -237,7 +236,7 @@ impl Worker {
             state.next_resync = now + self.resync * (900 + noise) / 1000;
             state.is_underlay_stale = true;
             state.sweep.get_or_insert(now);
-            state.ports.get_or_insert(now);
+            state.tables.get_or_insert(now);
             reconciler.resync();
             state.waiting_since.get_or_insert(now);
         }
@@ -287,15 +286,14 @@ impl Worker {
         }
     }
 
-    /// Makes the plugin's table right again, if somebody else changed it.
-    fn repair_ports(&self, reconciler: &mut Reconciler<LinuxKernel>) {
-        match Ledger::new(self.run_dir.clone()).repair_ports() {
-            Ok(true) => {
+    /// Makes the plugin's tables right again, if somebody else changed them.
+    fn repair_tables(&self, reconciler: &mut Reconciler<LinuxKernel>) {
+        match Ledger::new(self.run_dir.clone()).repair_tables() {
+            Ok(repaired) => repaired.iter().for_each(|table| {
                 let text = "was not as the attachments say; it is again".to_owned();
-                reconciler.events.push("repair", &format!("nft table inet {TABLE_PORTS}"), text);
-            }
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "ports of pods cannot be looked at; it is tried again"),
+                reconciler.events.push("repair", &format!("nft table {table}"), text);
+            }),
+            Err(error) => tracing::warn!(%error, "the plugin's tables cannot be looked at; it is tried again"),
         }
     }
 

@@ -106,6 +106,6 @@ pub fn refused(error: ReserveError) -> CniError {
         ReserveError::PortTaken { .. } => {
             CniError::new(Code::PortTaken, "a port of the host cannot be given").with(error.to_string())
         }
-        ReserveError::Files(error) => failed("the attachment cannot be written down", &error),
+        ReserveError::Files(error) => failed("the attachment cannot be completed", &error),
     }
 }

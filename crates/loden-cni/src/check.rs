@@ -31,8 +31,8 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     let mtu_node = call.node(Code::CheckFailed).ok().map(|node| node.mtu_pod);
     let looked = pod::check(&attachment, &path, mtu_node);
     faults.extend(looked.map_err(|error| failed(format!("the attachment {key} cannot be looked at"), &error))?);
-    let ports = call.ledger().missing_ports(&key);
-    faults.extend(ports.map_err(|error| failed(format!("the ports of {key} cannot be looked at"), &error))?);
+    let elements = call.ledger().missing_elements(&key);
+    faults.extend(elements.map_err(|error| failed(format!("the tables cannot be looked at for {key}"), &error))?);
     if faults.is_empty() {
         return delegate::check(call, &attachment);
     }

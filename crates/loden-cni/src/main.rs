@@ -248,10 +248,15 @@ impl Call {
     }
 }
 
+/// `EOPNOTSUPP`.
+const EOPNOTSUPP: i32 = 95;
+
 /// An error of the kernel, of files or of another plugin, whose code is passed on.
 pub fn failed(what: impl Into<String>, error: &LinuxError) -> CniError {
     let code = match error {
         LinuxError::Plugin { code, .. } if *code != 0 => Code::OfDelegate(*code),
+        // What the kernel lacks, something in the configuration asks for.
+        error if error.errno() == EOPNOTSUPP => Code::UnsupportedField,
         _ => Code::Internal,
     };
     CniError::new(code, what).with(error.to_string())

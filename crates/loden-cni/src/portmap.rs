@@ -49,7 +49,8 @@ fn foreign(call: &Call, previous: &Success) -> Result<Attachment, CniError> {
 /// Answers CHECK.
 pub fn check(call: &Call) -> Result<(), CniError> {
     let key = call.key()?;
-    let wrong = call.ledger().missing_ports(&key).map_err(|error| failed("the ports cannot be looked at", &error))?;
+    let wrong =
+        call.ledger().missing_elements(&key).map_err(|error| failed("the ports cannot be looked at", &error))?;
     if wrong.is_empty() {
         return Ok(());
     }

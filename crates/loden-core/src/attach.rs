@@ -7,10 +7,10 @@ use ipnet::IpNet;
 
 use crate::ipam::Demand;
 use crate::kernel::link::{Link, LinkKind, PodSide, Port};
-use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
+use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, NO_GROUP, Object, Via, default_priority};
 use crate::model::{
-    Attach, Attachment, AttachmentKey, Delegate, Family, Fnv, IfName, Mac, PodAddress, PodRoute, PortMapping, Prefix,
-    RouteExtras,
+    Attach, Attachment, AttachmentKey, Delegate, Family, IfName, Mac, PodAddress, PodRoute, PortMapping, PortVlans,
+    Prefix, RouteExtras, digits,
 };
 use crate::ports;
 
@@ -69,12 +69,7 @@ pub fn shares(attachment: &Attachment, link: IfName) -> bool {
 /// The attachment's short form: 11 hexadecimal digits.
 #[must_use]
 pub fn mark(key: &AttachmentKey) -> String {
-    let mut hash = Fnv::new();
-    for part in [key.network.as_str(), key.container.as_str(), key.ifname.as_str()] {
-        hash.write(part.as_bytes());
-        hash.write(&[0xff]);
-    }
-    format!("{:011x}", hash.finish() & 0xfff_ffff_ffff)
+    digits(&[&key.network, &key.container, key.ifname.as_str()])
 }
 
 /// An attachment of which all is known but its addresses.
@@ -227,9 +222,19 @@ pub fn host_link(attachment: &Attachment, mtu_node: Option<u32>) -> Option<(IfNa
         up: true,
         master,
         port,
-        group: LINK_GROUP,
+        // The agent does not know of VLANs: it must not make such a port anew without them.
+        group: if vlans(attachment).is_some() { NO_GROUP } else { LINK_GROUP },
     };
     Some((attachment.host_side?, link))
+}
+
+/// The VLANs of its port of a bridge, if it has any of its own.
+#[must_use]
+pub fn vlans(attachment: &Attachment) -> Option<&PortVlans> {
+    match &attachment.attach {
+        Attach::Bridge(port) => port.vlans.as_ref(),
+        _ => None,
+    }
 }
 
 /// What the host holds for an attachment besides its end of the pair, with what each is for. The plugin makes it, the agent

@@ -22,6 +22,8 @@ use nft::Table;
 pub const PROTOCOL: u8 = 76;
 /// Interface group of the links that loden makes: their mark of ownership.
 pub const LINK_GROUP: u32 = 76;
+/// The group that links are in unless told otherwise: nobody's mark.
+pub const NO_GROUP: u32 = 0;
 /// Interface group of veths that DEL has parked for the reaper.
 pub const PARKED_GROUP: u32 = 7600;
 /// The routing table `main`.
@@ -328,7 +330,7 @@ pub enum Event {
     /// The object is gone.
     Gone(Key),
     /// The plugin's table has changed, by the plugin or by somebody else.
-    Ports,
+    PodTables,
     /// A veth was parked: the reaper has work.
     Parked,
     /// Addresses, routes or state of the external interface may have changed.

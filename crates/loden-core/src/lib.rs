@@ -16,6 +16,8 @@ pub mod kernel;
 pub mod masquerade;
 pub mod model;
 pub mod plan;
+pub mod pod_tables;
 pub mod ports;
+pub mod senders;
 pub mod underlay;
 pub mod view;

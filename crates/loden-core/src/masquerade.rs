@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::kernel::nft::{
-    Chain, ChainKind, Element, Expr, Field, Hook, HookPoint, Rule, Set, SetData, SetKey, Table, Verdict,
+    Chain, ChainKind, Element, Expr, Field, Hook, HookPoint, Rule, Set, SetData, SetKey, TABLE, Table, Verdict,
 };
 use crate::model::{Family, Pool, Prefix};
 
@@ -13,7 +13,7 @@ const KUBE_MARK: u32 = 0x4000;
 /// The table for these pools. With no pool there is nothing to keep: then it is empty.
 #[must_use]
 pub fn table<'a>(pools: impl Iterator<Item = &'a Pool> + Clone) -> Table {
-    let mut table = Table::default();
+    let mut table = Table::new(TABLE);
     let (mut nat_rules, mut forward_rules) = (Vec::new(), Vec::new());
     for family in Family::ALL {
         let of_family = || pools.clone().filter(move |pool| pool.cidr.family() == family);

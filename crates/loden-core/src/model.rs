@@ -14,10 +14,10 @@ mod vni;
 
 pub use attachment::{
     Attach, Attachment, AttachmentKey, BridgePort, Delegate, Macvlan, MacvlanMode, OwnBridge, PodAddress, PodRoute,
-    RouteExtras,
+    PortVlans, RouteExtras,
 };
-pub(crate) use mac::Fnv;
 pub use mac::Mac;
+pub(crate) use mac::{Fnv, digits};
 pub use name::{IfName, NameError, NodeName, NodeUid, PLAIN_NAME, PoolName, is_plain_name};
 pub use node::{Node, PerFamily, Receive};
 pub use pool::{BackendConfig, Block, HostGwConfig, Pool, VxlanConfig};

@@ -1,19 +1,21 @@
-//! The plugin's nftables table: ports of the host that lead to pods, and pods whose packets to the outside take the host's address.
+//! The plugin's table of ports: ports of the host that lead to pods, and pods whose packets to the outside take the host's address.
 //! Each pod is a few elements of sets and maps; the rules are always the same.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::kernel::nft::{
-    Chain, ChainKind, Element, Expr, Field, Hook, HookPoint, Rule, Set, SetData, SetKey, Table, Value, Verdict,
+    Chain, ChainKind, Element, Expr, Field, Hook, HookPoint, Rule, Set, SetData, SetKey, TABLE_PORTS, Table, Value,
+    Verdict,
 };
 use crate::masquerade::multicast;
 use crate::model::{Attach, Attachment, Family, IfName, Prefix};
+use crate::pod_tables::Elements;
 
 /// The table without any pod's elements.
 #[must_use]
 pub fn frame() -> Table {
-    let mut table = Table::default();
+    let mut table = Table::new(TABLE_PORTS);
     for family in Family::ALL {
         let set = |key, data| Set { key, data, elements: BTreeMap::new() };
         let to = SetData::Target(family);
@@ -32,24 +34,10 @@ pub fn frame() -> Table {
     table
 }
 
-/// The table with the elements of these attachments.
-#[must_use]
-pub fn table<'a>(attachments: impl Iterator<Item = &'a Attachment>) -> Table {
-    let mut table = frame();
-    for attachment in attachments {
-        for (name, elements) in elements(attachment) {
-            if let Some(set) = table.sets.get_mut(&name) {
-                set.elements.extend(elements);
-            }
-        }
-    }
-    table
-}
-
 /// An attachment's elements, by the name of the set.
 #[must_use]
-pub fn elements(attachment: &Attachment) -> BTreeMap<String, BTreeMap<Element, Option<Value>>> {
-    let mut all: BTreeMap<String, BTreeMap<Element, Option<Value>>> = BTreeMap::new();
+pub fn elements(attachment: &Attachment) -> Elements {
+    let mut all = Elements::new();
     let mut put = |set: &str, family, element, value| all.entry(name(set, family)).or_default().insert(element, value);
     for family in Family::ALL {
         // One address of each family: that which the runtime takes for the pod's.
@@ -79,7 +67,7 @@ pub fn elements(attachment: &Attachment) -> BTreeMap<String, BTreeMap<Element, O
 #[must_use]
 pub fn host_device(attachment: &Attachment) -> Option<IfName> {
     match &attachment.attach {
-        Attach::Bridge(port) => Some(port.bridge),
+        Attach::Bridge(port) => port.gateway_device(),
         Attach::Routed | Attach::Ptp => attachment.host_side,
         Attach::Foreign { host_device } => *host_device,
         Attach::Macvlan(macvlan) => macvlan.host_link,

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
+use loden_core::kernel::NO_GROUP;
 use loden_core::kernel::default_priority;
 use loden_core::model::{Family, IfName, PerFamily, Prefix};
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::netns::NetNs;
-use loden_linux::rt::link::{self, NO_GROUP, VethEnd};
+use loden_linux::rt::link::{self, VethEnd};
 use loden_linux::rt::{address, route};
 use loden_linux::{LinuxError, sysctl};
 use std::os::fd::{AsFd, AsRawFd};

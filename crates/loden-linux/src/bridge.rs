@@ -2,18 +2,20 @@
 //! is made here where it is missing and never taken away, since others may use it by then.
 
 use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
 
 use ipnet::IpNet;
-use loden_core::kernel::LINK_GROUP;
 use loden_core::kernel::link::{Bridge, Link, LinkKind, Port};
-use loden_core::model::{Attachment, BridgePort, Family, IfName, Mac, OwnBridge};
+use loden_core::kernel::{LINK_GROUP, NO_GROUP};
+use loden_core::model::{Attachment, BridgePort, Family, IfName, Mac, OwnBridge, PortVlans};
 
 use crate::error::LinuxError;
 use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
 use crate::pod::{addresses_on, set_sysctl};
 use crate::rt::address;
-use crate::rt::link::{self, NO_GROUP};
+use crate::rt::link::{self, VethEnd};
+use crate::rt::vlan;
 
 /// Gives the bridge's number; one that the plugin is to make is as it should be then.
 ///
@@ -21,20 +23,26 @@ use crate::rt::link::{self, NO_GROUP};
 /// [`LinuxError`].
 pub(crate) fn ready(socket: &mut Socket, port: &BridgePort, attachment: &Attachment) -> Result<u32, LinuxError> {
     let name = port.bridge;
-    let Some(own) = &port.own else {
-        return link::number_of(socket, name)?
-            .ok_or_else(|| missing(name, "it is not there; lodend makes it: is it running and ready?".to_owned()));
+    let number = match (link::number_of(socket, name)?, &port.own) {
+        (Some(number), _) => number,
+        (None, Some(_)) => make(socket, name, attachment.mtu, port.vlans.is_some())?,
+        (None, None) => {
+            return Err(missing(name, "it is not there; lodend makes it: is it running and ready?".to_owned()));
+        }
     };
-    let number = match link::number_of(socket, name)? {
-        Some(number) => number,
-        None => make(socket, name, attachment.mtu)?,
-    };
+    if port.vlans.is_some() {
+        must_filter(socket, name)?;
+    }
+    let Some(own) = &port.own else { return Ok(number) };
     if own.promiscuous {
         let mut w = Writer::default();
         link::set_promiscuous(&mut w, name);
         settle(socket, &mut w, &format!("bridge {name}"), &[])?;
     }
-    if own.is_gateway {
+    if let Some((vlans, [device, end])) = port.vlans.as_ref().zip(port.gateway_port()) {
+        let gateway = make_gateway_port(socket, number, [device, end], vlans, attachment.mtu)?;
+        bear_gateways(socket, device, gateway, own, attachment)?;
+    } else if own.is_gateway {
         bear_gateways(socket, name, number, own, attachment)?;
     }
     Ok(number)
@@ -64,13 +72,29 @@ pub fn remove_unused(name: IfName) -> Result<bool, LinuxError> {
     crate::veth::delete(name).map(|()| true)
 }
 
+/// One that others made is used as it is: that it begins to keep VLANs apart is for them to say.
+fn must_filter(socket: &mut Socket, name: IfName) -> Result<(), LinuxError> {
+    let seen = link::read(socket, name)?;
+    if seen.is_some_and(|seen| matches!(seen.link.kind, LinkKind::Bridge(Bridge { vlan_filtering: true, .. }))) {
+        return Ok(());
+    }
+    Err(LinuxError::Netlink {
+        what: format!("bridge {name}"),
+        errno: libc::EOPNOTSUPP,
+        cause: format!(
+            "it does not keep VLANs apart: give the network a bridge of its own by `bridge`, or turn it on (ip link set \
+             {name} type bridge vlan_filtering 1)"
+        ),
+    })
+}
+
 fn missing(name: IfName, cause: String) -> LinuxError {
     LinuxError::Netlink { what: format!("bridge {name}"), errno: libc::ENODEV, cause }
 }
 
-fn make(socket: &mut Socket, name: IfName, mtu: u32) -> Result<u32, LinuxError> {
+fn make(socket: &mut Socket, name: IfName, mtu: u32, vlan_filtering: bool) -> Result<u32, LinuxError> {
     let bridge = Link {
-        kind: LinkKind::Bridge(Bridge { mcast_snooping: false }),
+        kind: LinkKind::Bridge(Bridge { vlan_filtering, ..Bridge::default() }),
         mtu,
         // Fixed, else it would be the lowest of the ports' and change as pods come and go.
         mac: Some(own_mac(name)?),
@@ -84,8 +108,77 @@ fn make(socket: &mut Socket, name: IfName, mtu: u32) -> Result<u32, LinuxError> 
     link::no_made_up_address(&mut w, name);
     link::set_up(&mut w, name, true);
     // Another ADD may have made it just now.
-    settle(socket, &mut w, &format!("bridge {name}"), &[libc::EEXIST])?;
+    let made = settle(socket, &mut w, &format!("bridge {name}"), &[libc::EEXIST]);
+    made.map_err(|error| match error {
+        LinuxError::Netlink { what, errno: errno @ libc::EOPNOTSUPP, cause } if vlan_filtering => {
+            let cause = format!("{cause}: `vlan` and `vlanTrunk` need a kernel with CONFIG_BRIDGE_VLAN_FILTERING");
+            LinuxError::Netlink { what, errno, cause }
+        }
+        other => other,
+    })?;
     link::number_of(socket, name)?.ok_or_else(|| missing(name, "it went away while it was set up".to_owned()))
+}
+
+/// A port of the host's own in a VLAN, for the gateways. It stays as the bridge does.
+fn make_gateway_port(
+    socket: &mut Socket,
+    bridge: u32,
+    [device, end]: [IfName; 2],
+    vlans: &PortVlans,
+    mtu: u32,
+) -> Result<u32, LinuxError> {
+    let what = format!("gateway {device}");
+    if link::number_of(socket, device)?.is_none() {
+        let near = VethEnd { name: end, mtu, mac: None, group: NO_GROUP, master: Some(bridge) };
+        let far = VethEnd { name: device, mac: Some(own_mac(device)?), master: None, ..near };
+        let mut w = Writer::default();
+        link::create_veth(&mut w, near, far, NetNs::current()?.as_fd().as_raw_fd().cast_unsigned());
+        for name in [device, end] {
+            link::no_made_up_address(&mut w, name);
+            link::set_up(&mut w, name, true);
+        }
+        settle(socket, &mut w, &what, &[libc::EEXIST])?;
+    }
+    // Also where it is there already: who made it may have been killed before this.
+    let of_gateway = PortVlans { trunk: Vec::new(), ..vlans.clone() };
+    set_vlans(socket, end, &of_gateway)?;
+    link::number_of(socket, device)?.ok_or_else(|| missing(device, "it went away while it was set up".to_owned()))
+}
+
+/// Puts a port into its VLANs and, unless it keeps it, takes it out of the bridge's usual one.
+///
+/// # Errors
+/// [`LinuxError`].
+pub(crate) fn set_vlans(socket: &mut Socket, port: IfName, vlans: &PortVlans) -> Result<(), LinuxError> {
+    let Some(number) = link::number_of(socket, port)? else {
+        return Err(missing(port, "it went away while it was set up".to_owned()));
+    };
+    let mut w = Writer::default();
+    if !vlans.keeps_default {
+        let wanted = vlan::wanted(vlans);
+        vlan::read(socket, number)?.keys().filter(|vlan| !wanted.contains_key(vlan)).for_each(|other| {
+            vlan::leave(&mut w, number, *other);
+        });
+    }
+    vlan::join(&mut w, number, vlans);
+    settle(socket, &mut w, &format!("VLANs of port {port}"), &[])
+}
+
+/// What is wrong with a port's VLANs: one line each.
+///
+/// # Errors
+/// [`LinuxError`].
+pub(crate) fn check_vlans(socket: &mut Socket, port: IfName, vlans: &PortVlans) -> Result<Vec<String>, LinuxError> {
+    let Some(number) = link::number_of(socket, port)? else { return Ok(Vec::new()) };
+    let (wanted, there) = (vlan::wanted(vlans), vlan::read(socket, number)?);
+    let lacking = wanted.iter().filter(|(vlan, how)| there.get(vlan) != Some(how));
+    let mut faults: Vec<String> =
+        lacking.map(|(vlan, _)| format!("{port} is not in VLAN {vlan} as it should be")).collect();
+    if !vlans.keeps_default {
+        let others = there.keys().filter(|vlan| !wanted.contains_key(vlan));
+        faults.extend(others.map(|vlan| format!("{port} is in VLAN {vlan}, too")));
+    }
+    Ok(faults)
 }
 
 /// An Ethernet address of this host's bridge of that name: another host's, and another namespace's, is another.

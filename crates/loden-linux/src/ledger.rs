@@ -18,12 +18,13 @@ use ipnet::IpNet;
 use loden_core::attach::{self, Draft};
 use loden_core::ipam::{Choice, Demand, Exhausted, Offer, RangeState, Supply};
 use loden_core::model::{Attach, Attachment, AttachmentKey, PodAddress};
+use loden_core::pod_tables::{ALL, PORTS};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::LinuxError;
 use crate::lock::FileLock;
 use crate::run_dir::{Attachments, RunDir, remove_file, write_atomically};
-use crate::{delegate, fault, pod, ports};
+use crate::{delegate, fault, pod, pod_tables};
 
 pub use closed::Closed;
 
@@ -187,14 +188,14 @@ impl Ledger {
         }
     }
 
-    /// Opens the attachment's ports and writes down that it is made.
+    /// Puts the attachment into the plugin's tables and writes down that it is made.
     ///
     /// # Errors
     /// [`ReserveError::PortTaken`], and [`LinuxError`]; also when a DEL came meanwhile: its addresses may be another's now.
     pub fn complete(&self, reservation: &mut Reservation) -> Result<(), ReserveError> {
         let _lock = self.lock()?;
         self.must_be_there(reservation)?;
-        self.open(&reservation.attachment)?;
+        self.open(&ALL, &reservation.attachment)?;
         fault::point("add-ports-open");
         reservation.attachment.complete = true;
         Ok(self.run_dir.put_attachment(&reservation.attachment)?)
@@ -214,7 +215,7 @@ impl Ledger {
         let mut rest = there.clone();
         match part {
             Part::Ports => {
-                ports::remove(&there)?;
+                pod_tables::remove(&[PORTS], &there)?;
                 rest.ports.clear();
             }
             // Another plugin's link may still bear them: it is the one that asks for this.
@@ -408,7 +409,7 @@ impl Ledger {
     /// the file goes first: if this process is killed between, the states count addresses as in use that nobody has, and the
     /// sweep finds them. The other way round they could be given twice.
     fn free(&self, attachment: &Attachment) -> Result<(), LinuxError> {
-        ports::remove(attachment)?;
+        pod_tables::remove(&ALL, attachment)?;
         fault::point("del-ports-closed");
         let mut states: Vec<(&Supply, RangeState)> = Vec::new();
         for address in &attachment.addresses {

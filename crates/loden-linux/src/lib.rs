@@ -15,9 +15,10 @@ pub mod monitor;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod packet;
 pub mod place;
 pub mod pod;
-pub mod ports;
+pub mod pod_tables;
 pub mod rt;
 pub mod run_dir;
 pub mod signals;
@@ -30,6 +31,7 @@ pub mod watch;
 
 mod apply;
 mod conntrack;
+mod detect;
 mod index;
 mod observe;
 

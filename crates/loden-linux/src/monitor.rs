@@ -8,7 +8,7 @@ mod link;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use loden_core::kernel::nft::{TABLE, TABLE_PORTS};
+use loden_core::kernel::nft::{TABLE, TABLE_PORTS, TABLE_SENDERS, TableName};
 use loden_core::kernel::{Event, Key, Object, Sort};
 use loden_core::model::IfName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -79,20 +79,22 @@ impl Monitor {
             self.recover(received, &mut report)?;
         }
         if has_nft {
-            let (mut is_foreign, mut is_ports) = (false, false);
+            let (mut is_foreign, mut is_pod_table) = (false, false);
             let own_ports = self.own_ports;
             let received = self.nft.receive(|message| {
                 // Attribute 1 is the table's name in messages about tables, chains, rules, sets and elements alike.
-                let table = Attrs::behind(message.payload, NFGENMSG).find(1).and_then(text);
-                is_foreign |= !own_ports.contains(&message.port) && table == Some(TABLE);
-                is_ports |= table == Some(TABLE_PORTS);
+                let name = Attrs::behind(message.payload, NFGENMSG).find(1).and_then(text);
+                let family = message.payload.first().copied();
+                let is_of = |table: TableName| name == Some(table.name) && family == Some(table.family as u8);
+                is_foreign |= !own_ports.contains(&message.port) && is_of(TABLE);
+                is_pod_table |= is_of(TABLE_PORTS) || is_of(TABLE_SENDERS);
             });
             self.recover(received, &mut report)?;
             if is_foreign {
                 report(Event::Stale(Sort::Nft));
             }
-            if is_ports {
-                report(Event::Ports);
+            if is_pod_table {
+                report(Event::PodTables);
             }
         }
         if has_sysctl && self.sysctls.drain() {

@@ -9,12 +9,12 @@ mod form;
 
 use std::collections::BTreeMap;
 
-use loden_core::kernel::nft::{Command, Set, Table, commands};
+use loden_core::kernel::nft::{Command, Set, Table, TableName, commands};
 
 use crate::error::LinuxError;
 use crate::netlink::attr::{Attrs, be32, text};
 use crate::netlink::{Protocol, Socket, Writer};
-use encode::{GENMSG, family, msg};
+use encode::{GENMSG, head, msg};
 
 /// How often a transaction is begun anew because something else committed one first.
 const TRIES: usize = 16;
@@ -32,7 +32,7 @@ pub enum Ownership {
 #[derive(Debug)]
 pub struct Nft {
     socket: Socket,
-    table: &'static str,
+    table: TableName,
     ownership: Ownership,
     /// Whether the table, as it is now, has been taken over by this socket.
     is_adopted: bool,
@@ -43,7 +43,7 @@ impl Nft {
     ///
     /// # Errors
     /// [`LinuxError::System`].
-    pub fn open(table: &'static str, ownership: Ownership) -> Result<Self, LinuxError> {
+    pub fn open(table: TableName, ownership: Ownership) -> Result<Self, LinuxError> {
         Ok(Self { socket: Socket::open(Protocol::Netfilter)?, table, ownership, is_adopted: false })
     }
 
@@ -72,7 +72,7 @@ impl Nft {
             Some(port) if port == self.socket.port() => self.is_adopted = true,
             Some(port) => {
                 return Err(LinuxError::Netlink {
-                    what: format!("nft table inet {}", self.table),
+                    what: format!("nft table {}", self.table),
                     errno: libc::EPERM,
                     cause: format!(
                         "it is owned by another living process (netlink port {port}): is a second agent running?"
@@ -98,7 +98,7 @@ impl Nft {
                 let now = if self.owner()?.is_some() { Some(self.read()?) } else { None };
                 if now.as_ref() != old {
                     return Err(LinuxError::Netlink {
-                        what: format!("nft table inet {}", self.table),
+                        what: format!("nft table {}", self.table),
                         errno: libc::EAGAIN,
                         cause: "it was changed by something else meanwhile; it is read again".to_owned(),
                     });
@@ -116,7 +116,7 @@ impl Nft {
             }
         }
         Err(LinuxError::Netlink {
-            what: format!("nft table inet {}", self.table),
+            what: format!("nft table {}", self.table),
             errno: libc::EAGAIN,
             cause: format!("something else changed the ruleset {TRIES} times while it was written"),
         })
@@ -149,7 +149,7 @@ impl Nft {
         let mut names = vec!["the transaction".to_owned()];
         encode::batch_begin(&mut w, generation);
         if old.is_none() || new.is_none() {
-            names.push(format!("table inet {}", self.table));
+            names.push(format!("table {}", self.table));
         }
         match new {
             None => encode::delete_table(&mut w, self.table),
@@ -179,7 +179,7 @@ impl Nft {
         encode::batch_begin(&mut w, None);
         encode::new_table(&mut w, self.table, true);
         encode::batch_end(&mut w);
-        let table = format!("table inet {}", self.table);
+        let table = format!("table {}", self.table);
         match self.socket.transaction(&mut w, &["the transaction".to_owned(), table, String::new()]) {
             Ok(()) => self.is_adopted = true,
             // A plain table cannot be given an owner afterwards; it is shared until it is made anew.
@@ -199,8 +199,8 @@ impl Nft {
     fn owner(&mut self) -> Result<Option<Option<u32>>, LinuxError> {
         let mut w = Writer::default();
         w.begin(msg::GET_TABLE, 0);
-        w.raw(&family());
-        w.text(1, self.table);
+        w.raw(&head(self.table.family));
+        w.text(1, self.table.name);
         w.end();
         let mut owner = None;
         let results = self.socket.batch_with_echo(&mut w, |_, message| {
@@ -217,7 +217,7 @@ impl Nft {
     fn generation(&mut self) -> Result<u32, LinuxError> {
         let mut w = Writer::default();
         w.begin(msg::GET_GENERATION, 0);
-        w.raw(&family());
+        w.raw(&head(self.table.family));
         w.end();
         let mut generation = 0;
         let results = self.socket.batch_with_echo(&mut w, |_, message| {
@@ -239,8 +239,8 @@ impl Nft {
     }
 
     fn read_once(&mut self) -> Result<Table, LinuxError> {
-        let mut table = Table::default();
-        let sets = self.list(msg::GET_SET, &[(1, self.table)])?;
+        let mut table = Table::new(self.table);
+        let sets = self.list(msg::GET_SET, &[(1, self.table.name)])?;
         for payload in &sets {
             if let Some((name, mut set)) = decode::set(Attrs::behind(payload, GENMSG)) {
                 self.read_elements(&name, &mut set)?;
@@ -249,7 +249,7 @@ impl Nft {
         }
         for payload in self.list(msg::GET_CHAIN, &[])? {
             let attrs = Attrs::behind(&payload, GENMSG);
-            if attrs.find(1).and_then(text) == Some(self.table)
+            if attrs.find(1).and_then(text) == Some(self.table.name)
                 && let Some((name, chain)) = decode::chain(attrs)
             {
                 table.chains.insert(name, chain);
@@ -257,7 +257,7 @@ impl Nft {
         }
         let names: Vec<String> = table.chains.keys().cloned().collect();
         for name in names {
-            let rules = self.list(msg::GET_RULE, &[(1, self.table), (2, &name)])?;
+            let rules = self.list(msg::GET_RULE, &[(1, self.table.name), (2, &name)])?;
             if let Some(chain) = table.chains.get_mut(&name) {
                 chain.rules = rules.iter().map(|p| decode::rule(Attrs::behind(p, GENMSG))).collect();
             }
@@ -267,7 +267,7 @@ impl Nft {
 
     fn read_elements(&mut self, name: &str, set: &mut Set) -> Result<(), LinuxError> {
         let mut keys = BTreeMap::new();
-        for payload in self.list(msg::GET_ELEMENT, &[(1, self.table), (2, name)])? {
+        for payload in self.list(msg::GET_ELEMENT, &[(1, self.table.name), (2, name)])? {
             decode::elements(set, Attrs::behind(&payload, GENMSG), &mut keys);
         }
         set.elements = decode::assemble(set.key, keys);
@@ -277,7 +277,7 @@ impl Nft {
     fn list(&mut self, kind: u16, filter: &[(u16, &str)]) -> Result<Vec<Vec<u8>>, LinuxError> {
         let mut w = Writer::default();
         w.begin(kind, crate::netlink::socket::DUMP);
-        w.raw(&family());
+        w.raw(&head(self.table.family));
         for (attr, value) in filter {
             w.text(*attr, value);
         }

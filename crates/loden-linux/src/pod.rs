@@ -8,6 +8,7 @@ use loden_core::attach;
 use loden_core::kernel::{Key, Object, PROTOCOL, TABLE_MAIN};
 use loden_core::model::{Attach, Attachment, AttachmentKey, IfName, PodRoute};
 
+use crate::detect::Detection;
 use crate::error::LinuxError;
 use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
@@ -30,10 +31,14 @@ pub fn make(attachment: &Attachment, netns: &NetNs) -> Result<(), LinuxError> {
         Attach::Macvlan(macvlan) => macvlan::make(&mut socket, attachment, macvlan, netns)?,
     }
     fault::point("add-linked");
-    let made = set_up_host(&mut socket, attachment).and_then(|()| {
-        fault::point("add-host-set");
-        netns.visit(|| set_up_pod(attachment))?
-    });
+    let vlans = attach::vlans(attachment).zip(attachment.host_side);
+    let made = vlans
+        .map_or(Ok(()), |(vlans, port)| bridge::set_vlans(&mut socket, port, vlans))
+        .and_then(|()| set_up_host(&mut socket, attachment))
+        .and_then(|()| {
+            fault::point("add-host-set");
+            netns.visit(|| set_up_pod(attachment))?
+        });
     made.inspect_err(|_| {
         // The first error is the one that counts; the link goes with the pod's namespace at the latest.
         let _ = remove(attachment);
@@ -123,6 +128,8 @@ fn set_up_pod(attachment: &Attachment) -> Result<(), LinuxError> {
     if attachment.ips().any(|addr| addr.is_ipv6()) {
         allow_ipv6(ifname)?;
     }
+    let is_asked = matches!(&attachment.attach, Attach::Bridge(port) if port.detect_duplicates);
+    let detection = is_asked.then(|| Detection::begin(ifname)).transpose()?;
     let mut w = Writer::default();
     link::no_made_up_address(&mut w, ifname);
     if let Ok(lo) = IfName::new("lo") {
@@ -135,6 +142,7 @@ fn set_up_pod(attachment: &Attachment) -> Result<(), LinuxError> {
         match attachment.attach {
             // The subnet is behind the host: the kernel is not to make a route to it by itself.
             Attach::Ptp => address::add_alone(&mut w, net, number),
+            _ if is_asked => address::add_detected(&mut w, net, number),
             _ => address::add(&mut w, net, number),
         }
     }
@@ -145,7 +153,8 @@ fn set_up_pod(attachment: &Attachment) -> Result<(), LinuxError> {
     results
         .into_iter()
         .collect::<Result<(), _>>()
-        .map_err(|error| error.renamed(&format!("setting up {ifname} in the pod")))
+        .map_err(|error| error.renamed(&format!("setting up {ifname} in the pod")))?;
+    detection.map_or(Ok(()), |detection| detection.settle(&mut socket, number))
 }
 
 fn leads_to(route: &PodRoute, number: u32) -> route::To {
@@ -246,6 +255,9 @@ fn check_host(attachment: &Attachment, mtu: u32) -> Result<Vec<String>, LinuxErr
         }
         if let Some(mac) = wanted.mac.filter(|mac| seen.link.mac != Some(*mac)) {
             faults.push(format!("{name} has not the Ethernet address {mac}, which pods know their gateway by"));
+        }
+        if let Some(vlans) = attach::vlans(attachment) {
+            faults.extend(bridge::check_vlans(&mut socket, name, vlans)?);
         }
         if seen.link.mtu != mtu {
             faults.push(format!("{name} has MTU {} on the host, not {mtu}", seen.link.mtu));

@@ -5,6 +5,7 @@ pub mod link;
 pub mod neighbour;
 pub mod nexthop;
 pub mod route;
+pub mod vlan;
 
 use loden_core::model::Family;
 

@@ -6,14 +6,14 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use loden_core::attach;
-use loden_core::kernel::PARKED_GROUP;
 use loden_core::kernel::link::{Link, Port};
+use loden_core::kernel::{NO_GROUP, PARKED_GROUP};
 use loden_core::model::{Attachment, AttachmentKey, IfName};
 
 use crate::error::LinuxError;
 use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
-use crate::rt::link::{self, NO_GROUP, VethEnd};
+use crate::rt::link::{self, VethEnd};
 
 /// Makes the pair and sets the host's end up.
 ///

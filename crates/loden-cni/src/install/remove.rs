@@ -10,7 +10,7 @@ use loden_linux::ledger::Ledger;
 use loden_linux::lock::FileLock;
 use loden_linux::run_dir::{RunDir, read_json};
 use loden_linux::watch::Watch;
-use loden_linux::{LinuxError, bridge, fault, place, ports, veth};
+use loden_linux::{LinuxError, bridge, fault, place, pod_tables, veth};
 
 use super::args::{Places, Uninstall};
 use super::{InstallError, TURN, Wait, is_loden_list, is_there, number, read, roles_in, tell};
@@ -121,7 +121,7 @@ fn removed(path: &Path) -> Result<(), InstallError> {
 fn clear(run_dir: &RunDir) -> Result<(), LinuxError> {
     let mut errors = Vec::new();
     errors.extend(veth::reap().err());
-    errors.extend(ports::remove_table().err());
+    errors.extend(pod_tables::remove_all().err());
     match FileLock::try_acquire(&run_dir.agent_lock())? {
         Ok(_no_agent) => {
             // One that cannot be read names no bridge.

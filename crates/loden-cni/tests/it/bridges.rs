@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use loden_core::attach;
-use loden_core::kernel::link::Port;
+use loden_core::kernel::NO_GROUP;
+use loden_core::kernel::link::{Bridge, Link, LinkKind, Port};
+use loden_core::model::Mac;
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::rt::{address, link};
 use serde_json::{Value, json};
@@ -146,10 +148,8 @@ fn promiscuous_is_set_and_what_excludes_each_other_is_refused() {
     assert!(code == 7 && text.contains("exclude each other"), "{text}");
     host.call("ADD", "a", &network(&json!({ "promiscMode": true }))).expect("attached");
     assert!(host.link("br1").is_promiscuous);
-    for (key, value) in [("vlan", json!(5)), ("macspoofchk", json!(true))] {
-        let (code, text) = host.call("ADD", "b", &network(&json!({ key: value }))).expect_err(key);
-        assert!(code == 2 && text.contains(key), "{code} {text}");
-    }
+    let (code, text) = host.call("ADD", "b", &network(&json!({ "ipMasqBackend": "pf" }))).expect_err("unknown");
+    assert!(code == 7 && text.contains("ipMasqBackend"), "{text}");
 }
 
 #[test]
@@ -166,4 +166,55 @@ fn a_second_network_gives_a_pod_a_second_interface() {
     let b = host.pod("b");
     answer(&host.exec("ADD", "b", conf.as_bytes(), &[])).expect("attached");
     assert!(reaches(&a, &b, ip("10.8.0.3")));
+}
+
+#[test]
+fn an_address_that_a_neighbour_has_is_found_out_where_that_is_asked_for() {
+    let host = no_agent();
+    host.pod("a");
+    host.pod("b");
+    let fixed = |name: &str, detects: bool| {
+        let ipam = json!({ "type": "static", "addresses": [{ "address": "fd07::5/64" }] });
+        network(&json!({ "name": name, "enabledad": detects, "isGateway": false, "ipam": ipam }))
+    };
+    let result = host.call("ADD", "a", &fixed("n1", true)).expect("nobody else has it");
+    let mut previous = fixed("n1", true);
+    previous["prevResult"] = result;
+    assert_eq!(host.call("CHECK", "a", &previous), Ok(Value::Null));
+    // Another network, so that nothing but the wire knows.
+    let (_, text) = host.call("ADD", "b", &fixed("n2", true)).expect_err("a has it");
+    assert!(text.contains("address fd07::5/64 on eth0 in the pod: another interface on the link has it"), "{text}");
+    assert_eq!(host.run_dir().attachments().good.len(), 1);
+    host.call("ADD", "b", &fixed("n2", false)).expect("nobody asks");
+}
+
+#[test]
+fn a_bridge_of_somebody_else_is_used_and_stays() {
+    let host = no_agent();
+    host.pod("a");
+    let mac = Mac([2, 0, 0, 0, 0, 0x17]);
+    host.run_in(|| {
+        let mut w = Writer::default();
+        let name = "br1".parse().expect("a name");
+        let bridge = Link {
+            kind: LinkKind::Bridge(Bridge::default()),
+            mtu: 1500,
+            mac: Some(mac),
+            up: true,
+            master: None,
+            port: Port::default(),
+            group: NO_GROUP,
+        };
+        link::create(&mut w, name, &bridge, None, None);
+        link::set_up(&mut w, name, true);
+        Socket::open(Protocol::Route).expect("a socket").batch(&mut w).expect("a batch");
+    });
+    let before = host.link("br1");
+    host.call("ADD", "a", &network(&json!({}))).expect("attached");
+    let seen = host.link("br1");
+    assert_eq!((seen.index, seen.link.mac, seen.link.group), (before.index, Some(mac), 0));
+    host.call("DEL", "a", &network(&json!({}))).expect("detached");
+    host.call("GC", "", &network(&json!({ "cni.dev/valid-attachments": [] }))).expect("collected");
+    host.sweep();
+    assert_eq!(host.leftovers(), ["br1"]);
 }

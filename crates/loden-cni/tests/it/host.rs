@@ -249,7 +249,7 @@ pub fn answer(output: &Output) -> Result<Value, (u64, String)> {
 fn make_bridge() {
     let name = "cni0".parse().expect("a name");
     let bridge = Link {
-        kind: LinkKind::Bridge(Bridge { mcast_snooping: false }),
+        kind: LinkKind::Bridge(Bridge::default()),
         mtu: 1450,
         mac: None,
         up: true,

@@ -16,6 +16,8 @@ mod points;
 mod ports;
 mod roles;
 mod routed;
+mod senders;
 mod status;
 mod verbs;
+mod vlans;
 mod wire;

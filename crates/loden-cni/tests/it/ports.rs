@@ -240,12 +240,12 @@ fn a_table_that_somebody_flushed_is_made_again_with_everybodys_ports() {
     assert_eq!(elements(&host), 12, "a's as well: a port and a way back in each family");
     // What the agent does as soon as it hears of it.
     let ledger = Ledger::new(host.run_dir());
-    let repair = || host.run_in(|| ledger.repair_ports()).expect("repaired");
-    assert!(!repair(), "nothing is to be done");
-    nft(&["flush", "chain", "inet", TABLE_PORTS, "incoming"]);
-    nft(&["delete", "element", "inet", TABLE_PORTS, "ports_v4", "{ tcp . 8001 }"]);
-    nft(&["add", "element", "inet", TABLE_PORTS, "ports_v4", "{ tcp . 1 : 10.7.0.9 . 1 }"]);
-    assert!(repair() && !repair());
+    let repair = || host.run_in(|| ledger.repair_tables()).expect("repaired");
+    assert_eq!(repair(), [], "nothing is to be done");
+    nft(&["flush", "chain", "inet", TABLE_PORTS.name, "incoming"]);
+    nft(&["delete", "element", "inet", TABLE_PORTS.name, "ports_v4", "{ tcp . 8001 }"]);
+    nft(&["add", "element", "inet", TABLE_PORTS.name, "ports_v4", "{ tcp . 1 : 10.7.0.9 . 1 }"]);
+    assert_eq!((repair(), repair()), (vec![TABLE_PORTS], Vec::new()));
     host.call("DEL", "b", &json!({})).expect("detached");
     assert_eq!(table(&host), Some(wanted));
     // A table that is gone keeps no pod from going.
@@ -262,7 +262,7 @@ fn what_the_table_says_is_what_nft_shows() {
     conf["ipMasq"] = true.into();
     host.call("ADD", "a", &conf).expect("attached");
     let mut command = Command::new("nft");
-    command.args(["list", "table", "inet", TABLE_PORTS]);
+    command.args(["list", "table", "inet", TABLE_PORTS.name]);
     spawn::in_netns(&mut command, host.ns(), true).expect("the host's namespace");
     let shown = String::from_utf8(command.output().expect("nft").stdout).expect("text");
     for words in ["tcp . 8001 : 10.7.0.2 . 80", "127.0.0.1 . udp . 53 : 10.7.0.2 . 5353", "elements = { 10.7.0.2 }"] {

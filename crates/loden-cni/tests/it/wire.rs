@@ -2,12 +2,13 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use loden_core::kernel::NO_GROUP;
 use loden_core::kernel::link::{Bridge, Link, LinkKind, Port};
 use loden_core::model::Mac;
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::netns::NetNs;
 use loden_linux::rt::address;
-use loden_linux::rt::link::{self, NO_GROUP, VethEnd};
+use loden_linux::rt::link::{self, VethEnd};
 
 use crate::host::Host;
 
@@ -21,7 +22,7 @@ impl Wire {
     pub fn new(host: &Host) -> Self {
         let switch = host.pod("switch");
         let mut w = Writer::default();
-        link::create(&mut w, name("br0"), &link_of(LinkKind::Bridge(Bridge { mcast_snooping: false })), None, None);
+        link::create(&mut w, name("br0"), &link_of(LinkKind::Bridge(Bridge::default())), None, None);
         send(&switch, &mut w);
         let mut w = Writer::default();
         let end = |name| VethEnd { name, mtu: 1500, mac: None, group: NO_GROUP, master: None };

@@ -126,6 +126,10 @@ impl MakeConf {
             AttachConf::Bridge(_) | AttachConf::Routed if role == Role::Loden => IpamSource::Node,
             _ => IpamSource::Nowhere,
         };
+        if !matches!(keys.text("ipMasqBackend")?, None | Some("nftables" | "iptables")) {
+            // Either way it is by nftables, which both programs' users see with `nft`.
+            return Err(keys.wrong("ipMasqBackend", "\"nftables\" or \"iptables\""));
+        }
         let asked = Asked::parse(keys)?;
         let mac = keys.parsed("mac", "an Ethernet address")?;
         // flannel's is a part of what another plugin will be given.

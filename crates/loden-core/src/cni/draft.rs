@@ -217,14 +217,21 @@ fn bridge(conf: &BridgeConf, make: &MakeConf, node: Option<&NodeFile>) -> Result
         force_address: conf.force_address,
         promiscuous: conf.promiscuous,
     };
-    Ok(Attach::Bridge(BridgePort {
+    let port = BridgePort {
         bridge,
         // A pod that calls itself by a port of the host: where the bridge has its packets looked at (br_netfilter) they never
         // leave it.
         hairpin: conf.hairpin || (!make.ports.is_empty() && !conf.promiscuous),
         isolated: conf.isolated,
         own: (!is_node).then_some(own),
-    }))
+        vlans: conf.vlans.clone(),
+        check_mac: conf.check_mac,
+        detect_duplicates: conf.detect_duplicates,
+    };
+    if port.has_gateway_port() && port.gateway_device().is_none() {
+        return Err(invalid(&format!("`bridge` is {bridge}: too long for the gateway of a VLAN to be called by it")));
+    }
+    Ok(Attach::Bridge(port))
 }
 
 fn macvlan(conf: &MacvlanConf, master: IfName) -> Attach {

@@ -108,6 +108,10 @@ impl Success {
         };
         let place = interfaces.len();
         interfaces.push(pod);
+        if let Attach::Bridge(port) = &attachment.attach {
+            let own = port.gateway_device().filter(|_| port.has_gateway_port());
+            interfaces.extend(own.map(|name| on_host(name, None)));
+        }
         let gateways = attachment.addresses.iter().map(|address| address.gateway);
         let ip = |(net, gateway)| IpConfig { address: net, gateway, interface: Some(place) };
         Self {

@@ -130,7 +130,7 @@ fn bridge(view: &View, mtu: u32, out: &mut Wishes) {
     // Fixed, else it would be the lowest of the ports' and change as pods come and go.
     let mac = Mac::derived(&[view.local.uid.as_str(), dev.as_str()]);
     let link = Link {
-        kind: LinkKind::Bridge(Bridge { mcast_snooping: false }),
+        kind: LinkKind::Bridge(Bridge::default()),
         mtu,
         mac: Some(mac),
         up: true,
@@ -236,7 +236,9 @@ pub(super) fn attachment(view: &View, key: &AttachmentKey) -> Wishes {
     let Some(attachment) = view.attachments.get(key).filter(|attachment| attachment.complete) else {
         return out;
     };
-    if let Some((dev, link)) = attach::host_link(attachment, mtu_pod(view).ok()) {
+    if let Some((dev, link)) =
+        attach::host_link(attachment, mtu_pod(view).ok()).filter(|(_, link)| link.group == LINK_GROUP)
+    {
         out.want(Key::Link(dev), Object::Link(Box::new(link)), "host's end");
     }
     for (key, object, role) in attach::host_objects(attachment) {

@@ -71,10 +71,12 @@ pub struct Vxlan {
 }
 
 /// A bridge's settings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Bridge {
     /// Whether it snoops multicast group membership. Off: pods' neighbour discovery must not wait for a querier.
     pub mcast_snooping: bool,
+    /// Whether it keeps VLANs apart.
+    pub vlan_filtering: bool,
 }
 
 /// Where the pod's end of a veth pair is.

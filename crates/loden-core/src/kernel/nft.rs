@@ -4,22 +4,47 @@
 //! people and golden files. A rule is known again by its [`Rule::digest`], which travels in the rule's comment: a rule read
 //! from the kernel has the digest and no expressions. Anything that changes is an element of a set or map, not a rule.
 
+mod text;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
-use crate::model::{Family, Fnv, IfName, Prefix, Transport};
+use crate::model::{Family, Fnv, IfName, Mac, Prefix, Transport};
 
-/// The agent's table, in family `inet`.
-pub const TABLE: &str = "loden";
-/// The plugin's table, in family `inet`: the agent's own is closed to other processes, and pods come and go without it.
-pub const TABLE_PORTS: &str = "loden_ports";
+/// The agent's table.
+pub const TABLE: TableName = TableName { family: TableFamily::Inet, name: "loden" };
+/// The plugin's tables: the agent's own is closed to other processes, and pods come and go without it. This one has ports of
+/// the host and masquerading.
+pub const TABLE_PORTS: TableName = TableName { family: TableFamily::Inet, name: "loden_ports" };
+/// And this one whose frames ports of bridges take in.
+pub const TABLE_SENDERS: TableName = TableName { family: TableFamily::Bridge, name: "loden_senders" };
 
-/// All that loden wants of nftables.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+/// What a table is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct TableName {
+    /// Whose packets it sees.
+    pub family: TableFamily,
+    /// Its name within the family.
+    pub name: &'static str,
+}
+
+/// The families of tables, with the kernel's numbers (`NFPROTO_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[repr(u8)]
+pub enum TableFamily {
+    /// IPv4 and IPv6.
+    Inet = 1,
+    /// Frames that a bridge forwards or takes in.
+    Bridge = 7,
+}
+
+/// A table with all that loden wants of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Table {
+    /// Its name.
+    pub name: TableName,
     /// Sets by name.
     pub sets: BTreeMap<String, Set>,
     /// Chains by name.
@@ -52,6 +77,10 @@ pub enum SetKey {
     InputAddress(Family),
     /// Two addresses of the family: source and destination.
     AddressPair(Family),
+    /// Links that packets come in by.
+    Input,
+    /// The same with an Ethernet address.
+    InputMac,
 }
 
 /// What a set maps its keys to.
@@ -80,6 +109,10 @@ pub enum Element {
     InputAddress(IfName, IpAddr),
     /// A source and a destination.
     AddressPair(IpAddr, IpAddr),
+    /// A link.
+    Input(IfName),
+    /// A link and an Ethernet address.
+    InputMac(IfName, Mac),
 }
 
 /// What an element is mapped to.
@@ -120,7 +153,7 @@ pub enum ChainKind {
     Nat,
 }
 
-/// The hooks of family inet, with the kernel's numbers (`NF_INET_*`).
+/// The hooks, with the kernel's numbers (`NF_INET_*`, which are those of `NF_BR_*` too).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[repr(u8)]
 pub enum HookPoint {
@@ -211,6 +244,18 @@ pub enum Expr {
         /// The set's name.
         set: String,
     },
+    /// The link that the packet came in by is in the set.
+    LookupLink {
+        /// The set's name.
+        set: String,
+    },
+    /// That link and the frame's source are, or with `negate` are not, in the set.
+    LookupSender {
+        /// The set's name.
+        set: String,
+        /// Whether absence is what matches.
+        negate: bool,
+    },
     /// Source and destination are in the set.
     LookupPair {
         /// Their family.
@@ -257,6 +302,14 @@ pub enum Verdict {
     Jump(String),
     /// Go to a chain without coming back.
     Goto(String),
+}
+
+impl Table {
+    /// A table with nothing in it.
+    #[must_use]
+    pub const fn new(name: TableName) -> Self {
+        Self { name, sets: BTreeMap::new(), chains: BTreeMap::new() }
+    }
 }
 
 impl Rule {
@@ -318,7 +371,7 @@ pub enum Command<'a> {
 /// A chain whose rules differ is flushed and filled again: the batch is one transaction, so no packet sees it empty.
 #[must_use]
 pub fn commands<'a>(old: Option<&'a Table>, new: &'a Table) -> Vec<Command<'a>> {
-    let empty = const { &Table { sets: BTreeMap::new(), chains: BTreeMap::new() } };
+    let empty = const { &Table::new(TABLE) };
     let old = old.unwrap_or(empty);
     let set_is_new =
         |name: &str, set: &Set| old.sets.get(name).is_none_or(|was| (was.key, was.data) != (set.key, set.data));
@@ -393,171 +446,10 @@ fn uses_new_set(rule: &Rule, new: &Table, set_is_new: &dyn Fn(&str, &Set) -> boo
         Expr::Lookup { set: name, .. }
         | Expr::VerdictMap { map: name, .. }
         | Expr::LookupInput { set: name, .. }
+        | Expr::LookupLink { set: name }
+        | Expr::LookupSender { set: name, .. }
         | Expr::LookupPair { set: name, .. }
         | Expr::Redirect { map: name, .. } => new.sets.get(name).is_some_and(|set| set_is_new(name, set)),
         _ => false,
     })
-}
-
-impl fmt::Display for Table {
-    /// The text that `nft list table` shows, less handles and counters.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "table inet {TABLE} {{")?;
-        for (name, set) in &self.sets {
-            let sort = if set.data == SetData::None { "set" } else { "map" };
-            writeln!(f, "\t{sort} {name} {{")?;
-            writeln!(f, "\t\ttype {}{}", set.key, set.data)?;
-            if matches!(set.key, SetKey::Prefix(_)) {
-                writeln!(f, "\t\tflags interval")?;
-            }
-            if !set.elements.is_empty() {
-                let elements: Vec<_> = set
-                    .elements
-                    .iter()
-                    .map(|(element, value)| match value {
-                        Some(value) => format!("{element} : {value}"),
-                        None => element.to_string(),
-                    })
-                    .collect();
-                writeln!(f, "\t\telements = {{ {} }}", elements.join(", "))?;
-            }
-            writeln!(f, "\t}}\n")?;
-        }
-        for (name, chain) in &self.chains {
-            writeln!(f, "\tchain {name} {{")?;
-            if let Some(hook) = chain.hook {
-                writeln!(f, "\t\t{hook}")?;
-            }
-            for rule in &chain.rules {
-                writeln!(f, "\t\t{rule}")?;
-            }
-            writeln!(f, "\t}}\n")?;
-        }
-        writeln!(f, "}}")
-    }
-}
-
-fn address_type(family: Family) -> &'static str {
-    if family == Family::V4 { "ipv4_addr" } else { "ipv6_addr" }
-}
-
-impl fmt::Display for SetKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Prefix(family) | Self::Address(family) => f.write_str(address_type(*family)),
-            Self::Port => f.write_str("inet_proto . inet_service"),
-            Self::AddressPort(family) => write!(f, "{} . inet_proto . inet_service", address_type(*family)),
-            Self::InputAddress(family) => write!(f, "ifname . {}", address_type(*family)),
-            Self::AddressPair(family) => write!(f, "{0} . {0}", address_type(*family)),
-        }
-    }
-}
-
-impl fmt::Display for SetData {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => Ok(()),
-            Self::Verdict => f.write_str(" : verdict"),
-            Self::Target(family) => write!(f, " : {} . inet_service", address_type(*family)),
-        }
-    }
-}
-
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Verdict(verdict) => verdict.fmt(f),
-            Self::Target(target) => write!(f, "{} . {}", target.ip(), target.port()),
-        }
-    }
-}
-
-impl fmt::Display for Hook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.kind == ChainKind::Nat { "nat" } else { "filter" };
-        let point = match self.point {
-            HookPoint::Prerouting => "prerouting",
-            HookPoint::Input => "input",
-            HookPoint::Forward => "forward",
-            HookPoint::Output => "output",
-            HookPoint::Postrouting => "postrouting",
-        };
-        write!(f, "type {kind} hook {point} priority {}; policy accept;", self.priority)
-    }
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for expr in &self.exprs {
-            write!(f, "{expr} ")?;
-        }
-        write!(f, "comment {:?}", self.comment)
-    }
-}
-
-impl fmt::Display for Expr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ip = |family: &Family| if *family == Family::V4 { "ip" } else { "ip6" };
-        let not = |negate: &bool| if *negate { "!= " } else { "" };
-        match self {
-            Self::Family(family) => {
-                write!(f, "meta nfproto {}", if *family == Family::V4 { "ipv4" } else { "ipv6" })
-            }
-            Self::Lookup { field, family, set, negate } => {
-                write!(f, "{} {field} {}@{set}", ip(family), not(negate))
-            }
-            Self::VerdictMap { field, family, map } => write!(f, "{} {field} vmap @{map}", ip(family)),
-            Self::Within { field, prefix, negate } => {
-                write!(f, "{} {field} {}{prefix}", ip(&prefix.family()), not(negate))
-            }
-            Self::Mark { mask, value, negate } => {
-                write!(f, "meta mark & {mask:#010x} {} {value:#010x}", if *negate { "!=" } else { "==" })
-            }
-            Self::ToHost => write!(f, "fib daddr type local"),
-            Self::Input { name, negate } => write!(f, "iifname {}\"{name}\"", not(negate)),
-            Self::Redirected { negate } => {
-                write!(f, "ct status & dnat {} 0", if *negate { "==" } else { "!=" })
-            }
-            Self::LookupInput { family, set } => write!(f, "iifname . {} daddr @{set}", ip(family)),
-            Self::LookupPair { family, set } => write!(f, "{0} saddr . {0} daddr @{set}", ip(family)),
-            Self::Redirect { family, map, by_address } => {
-                let address = if *by_address { format!("{} daddr . ", ip(family)) } else { String::new() };
-                write!(f, "dnat {} to {address}meta l4proto . th dport map @{map}", ip(family))
-            }
-            Self::Counter => write!(f, "counter"),
-            Self::Masquerade => write!(f, "masquerade fully-random"),
-            Self::Verdict(verdict) => verdict.fmt(f),
-        }
-    }
-}
-
-impl fmt::Display for Field {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Self::Source { "saddr" } else { "daddr" })
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Accept => write!(f, "accept"),
-            Self::Drop => write!(f, "drop"),
-            Self::Return => write!(f, "return"),
-            Self::Jump(chain) => write!(f, "jump {chain}"),
-            Self::Goto(chain) => write!(f, "goto {chain}"),
-        }
-    }
-}
-
-impl fmt::Display for Element {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Prefix(prefix) => prefix.fmt(f),
-            Self::Address(addr) => addr.fmt(f),
-            Self::Port(transport, port) => write!(f, "{transport} . {port}"),
-            Self::AddressPort(addr, transport, port) => write!(f, "{addr} . {transport} . {port}"),
-            Self::InputAddress(name, addr) => write!(f, "\"{name}\" . {addr}"),
-            Self::AddressPair(from, to) => write!(f, "{from} . {to}"),
-        }
-    }
 }

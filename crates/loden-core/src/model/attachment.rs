@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::mac::digits;
 use super::{IfName, Mac, PortMapping, Prefix};
 use crate::ipam::Supply;
 
@@ -64,6 +65,29 @@ pub struct BridgePort {
     /// How the plugin makes the bridge; `None`: it is the node's, which the agent makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own: Option<OwnBridge>,
+    /// Its VLANs; `None`: the bridge's usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlans: Option<PortVlans>,
+    /// Frames from another Ethernet address than the pod's are dropped.
+    #[serde(default)]
+    pub check_mac: bool,
+    /// The kernel makes sure that nobody else has the pod's IPv6 addresses.
+    #[serde(default)]
+    pub detect_duplicates: bool,
+}
+
+/// The VLANs of a bridge's port (IEEE 802.1Q), numbers from 1 to 4094.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortVlans {
+    /// That of frames without a tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<u16>,
+    /// Those of frames with a tag: the first and the last of each range.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trunk: Vec<(u16, u16)>,
+    /// Whether the port also stays in the bridge's usual VLAN.
+    pub keeps_default: bool,
 }
 
 /// A bridge that the plugin makes where it is missing.
@@ -231,6 +255,31 @@ pub struct Delegate {
     /// `CNI_PATH`: it may call others itself.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub search_path: String,
+}
+
+impl BridgePort {
+    /// The host's link that bears the pods' gateways and that their packets come in by: the bridge itself or, on the segment of
+    /// a VLAN, the host's own port of it, which has the reference plugin's name. `None`: that would be too long.
+    #[must_use]
+    pub fn gateway_device(&self) -> Option<IfName> {
+        match self.vlans.as_ref().and_then(|vlans| vlans.access) {
+            Some(vlan) => IfName::new(&format!("{}.{vlan}", self.bridge)).ok(),
+            None => Some(self.bridge),
+        }
+    }
+
+    /// Whether the host has a port of its own for the gateway.
+    #[must_use]
+    pub fn has_gateway_port(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.is_gateway) && self.vlans.as_ref().is_some_and(|v| v.access.is_some())
+    }
+
+    /// That port: the host's end, and the one at the bridge.
+    #[must_use]
+    pub fn gateway_port(&self) -> Option<[IfName; 2]> {
+        let device = self.gateway_device().filter(|_| self.has_gateway_port())?;
+        Some([device, IfName::new(&format!("vlan{}", digits(&[device.as_str()]))).ok()?])
+    }
 }
 
 impl Attachment {

@@ -63,6 +63,16 @@ impl Fnv {
     }
 }
 
+/// What stands for these parts in names of links: 11 hexadecimal digits.
+pub(crate) fn digits(parts: &[&str]) -> String {
+    let mut hash = Fnv::new();
+    for part in parts {
+        hash.write(part.as_bytes());
+        hash.write(&[0xff]);
+    }
+    format!("{:011x}", hash.finish() & 0xfff_ffff_ffff)
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;

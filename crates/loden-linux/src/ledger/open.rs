@@ -1,10 +1,12 @@
-//! Ports of the host that lead to pods, as the ledger has them: opened, compared with the kernel's, and whose one is.
+//! The plugin's tables, as the ledger has them: a pod's ports opened, the tables compared with the kernel's, and whose a port is.
 
+use loden_core::kernel::nft::TableName;
 use loden_core::model::{Attach, Attachment, AttachmentKey, PortMapping};
+use loden_core::pod_tables::{PORTS, PodTable};
 
 use super::{Ledger, ReserveError};
 use crate::error::LinuxError;
-use crate::{fault, pod, ports};
+use crate::{fault, pod, pod_tables};
 
 impl Ledger {
     /// Opens ports for a pod that is attached already, by this plugin or (then it is written down as `usual` says) by another.
@@ -20,7 +22,7 @@ impl Ledger {
         let there = self.readable(&usual.key)?.filter(|there| there.complete);
         if let Some(there) = &there {
             // What a former call opened.
-            ports::remove(there)?;
+            pod_tables::remove(&[PORTS], there)?;
         }
         let mut attachment = there.clone().unwrap_or_else(|| usual.clone());
         attachment.ports = usual.ports;
@@ -36,7 +38,7 @@ impl Ledger {
         attachment.complete = false;
         self.run_dir.put_attachment(&attachment)?;
         fault::point("add-ports-asked");
-        if let Err(error) = self.open(&attachment).and_then(|()| Ok(pod::set_host_sysctls(&attachment)?)) {
+        if let Err(error) = self.open(&[PORTS], &attachment).and_then(|()| Ok(pod::set_host_sysctls(&attachment)?)) {
             match &there {
                 Some(there) => self.run_dir.put_attachment(there)?,
                 None => self.run_dir.remove_attachment(&attachment.key)?,
@@ -48,18 +50,18 @@ impl Ledger {
         Ok(self.run_dir.put_attachment(&attachment)?)
     }
 
-    /// Puts an attachment's ports into the kernel; nothing has changed when that fails.
-    pub(super) fn open(&self, attachment: &Attachment) -> Result<(), ReserveError> {
-        let opened = ports::add(attachment, || self.run_dir.attachments().good);
+    /// Puts an attachment into tables.
+    pub(super) fn open(&self, tables: &[PodTable], attachment: &Attachment) -> Result<(), ReserveError> {
+        let opened = pod_tables::add(tables, attachment, || self.run_dir.attachments().good);
         opened.map_err(|error| if error.errno() == libc::EEXIST { self.port_taken(attachment) } else { error.into() })
     }
 
-    /// What the kernel lacks of an attachment's ports: one line each.
+    /// What the plugin's tables lack of an attachment: one line each.
     ///
     /// # Errors
     /// [`LinuxError`].
-    pub fn missing_ports(&self, key: &AttachmentKey) -> Result<Vec<String>, LinuxError> {
-        self.run_dir.attachment(key)?.map_or(Ok(Vec::new()), |there| ports::missing(&there))
+    pub fn missing_elements(&self, key: &AttachmentKey) -> Result<Vec<String>, LinuxError> {
+        self.run_dir.attachment(key)?.map_or(Ok(Vec::new()), |there| pod_tables::missing(&there))
     }
 
     /// Whose port it is that the attachment wants too.
@@ -79,18 +81,18 @@ impl Ledger {
         }
     }
 
-    /// Makes the kernel's table of pods' ports what the attachments say. Says whether something was otherwise.
+    /// Makes the plugin's tables in the kernel what the attachments say. Says which were otherwise.
     ///
     /// # Errors
     /// [`LinuxError`].
-    pub fn repair_ports(&self) -> Result<bool, LinuxError> {
+    pub fn repair_tables(&self) -> Result<Vec<TableName>, LinuxError> {
         self.run_dir.make()?;
         let _lock = self.lock()?;
         let found = self.run_dir.attachments();
         match found.unreadable.into_iter().next() {
-            // Nobody knows whose ports are in it.
+            // Nobody knows what it needs of them.
             Some((_, error)) => Err(error),
-            None => ports::repair(&found.good),
+            None => pod_tables::repair(&found.good),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use loden_core::kernel::nft::{
-    Chain, ChainKind, Command, Element, Expr, Field, Rule, Set, SetData, SetKey, Value, Verdict,
+    Chain, ChainKind, Command, Element, Expr, Field, Rule, Set, SetData, SetKey, TableFamily, TableName, Value, Verdict,
 };
 use loden_core::model::{Family, IfName};
 
@@ -14,7 +14,6 @@ use crate::netlink::socket::{APPEND, CREATE};
 
 /// Length of `struct nfgenmsg`.
 pub const GENMSG: usize = 4;
-const NFPROTO_INET: u8 = 1;
 /// The nftables subsystem.
 const SUBSYSTEM: u16 = 10;
 
@@ -53,10 +52,10 @@ pub mod set_flag {
 pub const INTERVAL_END: u32 = 1;
 /// A set's data type when it maps to verdicts.
 pub const DATA_VERDICT: u32 = 0xffff_ff00;
-/// `struct nfgenmsg` of family inet.
+/// `struct nfgenmsg` of a table's family.
 #[must_use]
-pub fn family() -> [u8; GENMSG] {
-    [NFPROTO_INET, 0, 0, 0]
+pub fn head(family: TableFamily) -> [u8; GENMSG] {
+    [family as u8, 0, 0, 0]
 }
 
 /// Opens the transaction; with a generation the kernel refuses it when another has come first.
@@ -77,64 +76,64 @@ pub fn batch_end(w: &mut Writer) {
 }
 
 /// Makes the table, or takes over an orphan.
-pub fn new_table(w: &mut Writer, table: &str, owned: bool) {
+pub fn new_table(w: &mut Writer, table: TableName, owned: bool) {
     w.begin(msg::NEW_TABLE, CREATE);
-    w.raw(&family());
-    w.text(1, table);
+    w.raw(&head(table.family));
+    w.text(1, table.name);
     // NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
     w.be32(2, if owned { 6 } else { 0 });
     w.end();
 }
 
 /// Deletes the table with all that is in it.
-pub fn delete_table(w: &mut Writer, table: &str) {
+pub fn delete_table(w: &mut Writer, table: TableName) {
     w.begin(msg::DEL_TABLE, 0);
-    w.raw(&family());
-    w.text(1, table);
+    w.raw(&head(table.family));
+    w.text(1, table.name);
     w.end();
 }
 
 /// One command; `id` numbers new sets within the batch.
-pub fn command(w: &mut Writer, table: &str, command: &Command<'_>, id: u32) {
-    let mut head = |kind, flags| {
+pub fn command(w: &mut Writer, table: TableName, command: &Command<'_>, id: u32) {
+    let mut begin = |kind, flags| {
         w.begin(kind, flags);
-        w.raw(&family());
-        w.text(1, table);
+        w.raw(&head(table.family));
+        w.text(1, table.name);
     };
     match command {
         Command::NewSet(name, set) => {
-            head(msg::NEW_SET, CREATE);
+            begin(msg::NEW_SET, CREATE);
             new_set(w, name, set, id);
         }
         Command::AddElements(name, set, elements) => {
-            head(msg::NEW_ELEMENT, CREATE);
+            begin(msg::NEW_ELEMENT, CREATE);
             w.text(2, name);
             self::elements(w, set, elements.iter());
         }
         Command::RemoveElements(name, set, elements) => {
-            head(msg::DEL_ELEMENT, 0);
+            begin(msg::DEL_ELEMENT, 0);
             w.text(2, name);
             self::elements(w, set, elements.iter());
         }
         Command::NewChain(name, chain) => {
-            head(msg::NEW_CHAIN, CREATE);
+            begin(msg::NEW_CHAIN, CREATE);
             new_chain(w, name, chain);
         }
         Command::FlushChain(name) => {
-            head(msg::DEL_RULE, 0);
+            begin(msg::DEL_RULE, 0);
             w.text(2, name);
         }
         Command::AddRule(chain, rule) => {
-            head(msg::NEW_RULE, CREATE | APPEND);
+            begin(msg::NEW_RULE, CREATE | APPEND);
             w.text(2, chain);
             self::rule(w, rule);
         }
         Command::RemoveChain(name) => {
-            head(msg::DEL_CHAIN, 0);
+            begin(msg::DEL_CHAIN, 0);
             w.text(3, name);
         }
         Command::RemoveSet(name) => {
-            head(msg::DEL_SET, 0);
+            begin(msg::DEL_SET, 0);
             w.text(2, name);
         }
     }
@@ -254,13 +253,7 @@ fn expr(w: &mut Writer, expr: &Expr) {
         }
         Expr::Lookup { field, family, set, negate } => {
             payload(w, *field, *family, REG);
-            named(w, "lookup", |w| {
-                w.text(1, set);
-                w.be32(2, REG);
-                if *negate {
-                    w.be32(5, 1);
-                }
-            });
+            lookup(w, set, REG, *negate);
         }
         Expr::VerdictMap { field, family, map } => {
             payload(w, *field, *family, REG);
@@ -314,18 +307,22 @@ fn expr(w: &mut Writer, expr: &Expr) {
         Expr::LookupInput { family, set } => {
             meta(w, META_IIFNAME, REG);
             payload(w, Field::Destination, *family, REG32 + 4);
-            named(w, "lookup", |w| {
-                w.text(1, set);
-                w.be32(2, REG);
-            });
+            lookup(w, set, REG, false);
+        }
+        Expr::LookupLink { set } => {
+            meta(w, META_IIFNAME, REG);
+            lookup(w, set, REG, false);
+        }
+        Expr::LookupSender { set, negate } => {
+            meta(w, META_IIFNAME, REG);
+            // The source in NFT_PAYLOAD_LL_HEADER.
+            load(w, 0, 6, 6, REG32 + 4);
+            lookup(w, set, REG, *negate);
         }
         Expr::LookupPair { family, set } => {
             payload(w, Field::Source, *family, REG32);
             payload(w, Field::Destination, *family, REG32 + u32::from(family.bits() / 32));
-            named(w, "lookup", |w| {
-                w.text(1, set);
-                w.be32(2, REG32);
-            });
+            lookup(w, set, REG32, false);
         }
         Expr::Redirect { family, map, by_address } => redirect(w, *family, map, *by_address),
         Expr::Counter => named(w, "counter", |_| {}),
@@ -383,6 +380,18 @@ fn meta(w: &mut Writer, key: u32, register: u32) {
     named(w, "meta", |w| {
         w.be32(1, register);
         w.be32(2, key);
+    });
+}
+
+/// Whether what stands in a register is, or with `negate` is not, in a set.
+fn lookup(w: &mut Writer, set: &str, register: u32, negate: bool) {
+    named(w, "lookup", |w| {
+        w.text(1, set);
+        w.be32(2, register);
+        if negate {
+            // NFT_LOOKUP_F_INV
+            w.be32(5, 1);
+        }
     });
 }
 

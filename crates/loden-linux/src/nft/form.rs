@@ -4,12 +4,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use loden_core::kernel::nft::{Element, SetData, SetKey};
-use loden_core::model::{Family, IfName, Transport};
+use loden_core::model::{Family, IfName, Mac, Transport};
 
 use super::encode::{DATA_VERDICT, padded};
 
 const IPV4_ADDR: u32 = 7;
 const IPV6_ADDR: u32 = 8;
+const ETHER_ADDR: u32 = 9;
 const INET_PROTO: u32 = 12;
 const INET_SERVICE: u32 = 13;
 const IFNAME: u32 = 41;
@@ -26,12 +27,14 @@ fn joined(parts: &[(u32, u32)]) -> (u32, u32) {
 
 /// Type and length in bytes of a set's keys.
 pub fn key_form(key: SetKey) -> (u32, u32) {
-    let (proto, service) = ((INET_PROTO, 4), (INET_SERVICE, 4));
+    let (proto, service, link) = ((INET_PROTO, 4), (INET_SERVICE, 4), (IFNAME, 16));
     match key {
         SetKey::Prefix(family) | SetKey::Address(family) => address(family),
         SetKey::Port => joined(&[proto, service]),
         SetKey::AddressPort(family) => joined(&[address(family), proto, service]),
-        SetKey::InputAddress(family) => joined(&[(IFNAME, 16), address(family)]),
+        SetKey::Input => link,
+        SetKey::InputMac => joined(&[link, (ETHER_ADDR, 8)]),
+        SetKey::InputAddress(family) => joined(&[link, address(family)]),
         SetKey::AddressPair(family) => joined(&[address(family), address(family)]),
     }
 }
@@ -47,7 +50,7 @@ pub fn key_of(kind: u32, is_interval: bool) -> Option<SetKey> {
         let plain = if is_interval { SetKey::Prefix(family) } else { SetKey::Address(family) };
         [plain, SetKey::Port, SetKey::AddressPort(family), SetKey::InputAddress(family), SetKey::AddressPair(family)]
     });
-    all.into_iter().find(|key| key_form(*key).0 == kind)
+    all.chain([SetKey::Input, SetKey::InputMac]).find(|key| key_form(*key).0 == kind)
 }
 
 /// The values that a type means.
@@ -66,6 +69,8 @@ pub fn key_bytes(element: &Element) -> Vec<u8> {
         Element::Address(addr) => octets(*addr),
         Element::Port(transport, port) => port_bytes(*transport, *port),
         Element::AddressPort(addr, transport, port) => [octets(*addr), port_bytes(*transport, *port)].concat(),
+        Element::Input(name) => padded(*name).to_vec(),
+        Element::InputMac(name, mac) => [&padded(*name)[..], &mac.0, &[0; 2]].concat(),
         Element::InputAddress(name, addr) => [padded(*name).to_vec(), octets(*addr)].concat(),
         Element::AddressPair(from, to) => [octets(*from), octets(*to)].concat(),
     }
@@ -94,16 +99,26 @@ pub fn element_of(key: SetKey, bytes: &[u8]) -> Option<Element> {
             Some(Element::AddressPort(ip(family, addr)?, transport, port))
         }
         SetKey::InputAddress(family) => {
-            let (name, addr) = bytes.split_at_checked(16)?;
-            let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-            let name = IfName::new(std::str::from_utf8(&name[..end]).ok()?).ok()?;
+            let (name, addr) = link(bytes)?;
             Some(Element::InputAddress(name, ip(family, addr)?))
+        }
+        SetKey::Input => Some(Element::Input(link(bytes)?.0)),
+        SetKey::InputMac => {
+            let (name, mac) = link(bytes)?;
+            Some(Element::InputMac(name, Mac(mac.get(..6)?.try_into().ok()?)))
         }
         SetKey::AddressPair(family) => {
             let (from, to) = bytes.split_at_checked(usize::from(family.bits() / 8))?;
             Some(Element::AddressPair(ip(family, from)?, ip(family, to)?))
         }
     }
+}
+
+/// A link's name, and what stands behind it.
+fn link(bytes: &[u8]) -> Option<(IfName, &[u8])> {
+    let (name, rest) = bytes.split_at_checked(16)?;
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    Some((IfName::new(std::str::from_utf8(&name[..end]).ok()?).ok()?, rest))
 }
 
 fn ip(family: Family, bytes: &[u8]) -> Option<IpAddr> {

@@ -26,7 +26,9 @@ const IFA_PROTO: u16 = 11;
 /// `IFA_F_NODAD`: loden's addresses are unique by construction; nobody waits for duplicate detection.
 const NODAD: u32 = 0x02;
 const TEMPORARY: u32 = 0x01;
+const DAD_FAILED: u32 = 0x08;
 const DEPRECATED: u32 = 0x20;
+const TENTATIVE: u32 = 0x40;
 const PERMANENT: u32 = 0x80;
 const NOPREFIXROUTE: u32 = 0x200;
 
@@ -43,6 +45,10 @@ pub struct Seen {
     pub is_global: bool,
     /// Whether it may change by itself.
     pub is_temporary: bool,
+    /// Whether the kernel is still asking if somebody else has it.
+    pub is_tentative: bool,
+    /// Whether somebody else has it: it is of no use then.
+    pub is_duplicate: bool,
 }
 
 fn info(net: IpNet, index: u32) -> [u8; INFO] {
@@ -63,7 +69,12 @@ pub fn add(w: &mut Writer, net: IpNet, index: u32) {
     put(w, net, index, if net.addr().is_ipv6() { NODAD } else { 0 });
 }
 
-/// The same without the route to its subnet that the kernel would make.
+/// The same, and in IPv6 the kernel asks first whether somebody else has it.
+pub fn add_detected(w: &mut Writer, net: IpNet, index: u32) {
+    put(w, net, index, 0);
+}
+
+/// The same as [`add`] without the route to its subnet that the kernel would make.
 pub fn add_alone(w: &mut Writer, net: IpNet, index: u32) {
     put(w, net, index, NOPREFIXROUTE | if net.addr().is_ipv6() { NODAD } else { 0 });
 }
@@ -105,5 +116,7 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
         ours: attrs.find(IFA_PROTO).and_then(|b| b.first().copied()) == Some(PROTOCOL),
         is_global: payload.get(3) == Some(&0),
         is_temporary: flags & (TEMPORARY | DEPRECATED) != 0 || flags & PERMANENT == 0,
+        is_tentative: flags & (TENTATIVE | DAD_FAILED) == TENTATIVE,
+        is_duplicate: flags & DAD_FAILED != 0,
     })
 }

@@ -19,8 +19,6 @@ pub const GET: u16 = 18;
 /// `RTM_SETLINK`.
 pub const SET: u16 = 19;
 
-/// The group that links are in unless told otherwise: nobody's mark.
-pub const NO_GROUP: u32 = 0;
 /// Length of `struct ifinfomsg`.
 pub const INFO: usize = 16;
 const IFF_UP: u32 = 1;
@@ -52,6 +50,7 @@ pub mod ifla {
     pub const BRPORT_MODE: u16 = 4;
     pub const BRPORT_ISOLATED: u16 = 33;
     pub const INET6_ADDR_GEN_MODE: u16 = 8;
+    pub const BR_VLAN_FILTERING: u16 = 7;
     pub const BR_MCAST_SNOOPING: u16 = 23;
     pub const VXLAN_ID: u16 = 1;
     pub const VXLAN_LINK: u16 = 3;
@@ -113,7 +112,7 @@ pub fn create(w: &mut Writer, name: IfName, link: &Link, underlay: Option<u32>, 
     if let Some(master) = master {
         w.u32(ifla::MASTER, master);
     }
-    kind(w, &link.kind, underlay, true);
+    kind(w, &link.kind, underlay, None);
     w.end();
 }
 
@@ -303,7 +302,7 @@ pub fn change(w: &mut Writer, name: IfName, new: &Link, old: &Link, underlay: Op
         w.begin(NEW, 0);
         w.raw(&info(0, 0, 0));
         w.text(ifla::IFNAME, name.as_str());
-        kind(w, &new.kind, underlay, false);
+        kind(w, &new.kind, underlay, Some(&old.kind));
         w.end();
     }
     w.begin(SET, 0);
@@ -347,13 +346,13 @@ pub fn delete(w: &mut Writer, name: IfName) {
 }
 
 /// `IFLA_LINKINFO`. A living VXLAN device takes no port, GBP or VNI (`vxlan_nl2conf`, drivers/net/vxlan/vxlan_core.c).
-fn kind(w: &mut Writer, kind: &LinkKind, underlay: Option<u32>, is_new: bool) {
+fn kind(w: &mut Writer, kind: &LinkKind, underlay: Option<u32>, old: Option<&LinkKind>) {
     let info = w.nest(ifla::LINKINFO);
     w.text(ifla::INFO_KIND, kind.name());
     match kind {
         LinkKind::Vxlan(vxlan) => {
             let data = w.nest(ifla::INFO_DATA);
-            if is_new {
+            if old.is_none() {
                 w.u32(ifla::VXLAN_ID, vxlan.vni.get());
                 w.be16(ifla::VXLAN_PORT, vxlan.port);
                 if vxlan.gbp {
@@ -372,6 +371,11 @@ fn kind(w: &mut Writer, kind: &LinkKind, underlay: Option<u32>, is_new: bool) {
         LinkKind::Bridge(bridge) => {
             let data = w.nest(ifla::INFO_DATA);
             w.u8(ifla::BR_MCAST_SNOOPING, bridge.mcast_snooping.into());
+            // A kernel without it refuses the attribute whatever it says (`br_vlan_filter_toggle`, net/bridge/br_private.h).
+            let was = matches!(old, Some(LinkKind::Bridge(old)) if old.vlan_filtering);
+            if bridge.vlan_filtering != was {
+                w.u8(ifla::BR_VLAN_FILTERING, bridge.vlan_filtering.into());
+            }
             w.close(data);
         }
         LinkKind::Veth { .. } | LinkKind::Other(_) => {}
@@ -447,7 +451,11 @@ fn parse_kind(info: Option<Attrs<'_>>) -> (LinkKind, Option<u32>) {
             };
             (LinkKind::Vxlan(vxlan), number(ifla::VXLAN_LINK).filter(|index| *index != 0))
         }
-        "bridge" => (LinkKind::Bridge(Bridge { mcast_snooping: byte(ifla::BR_MCAST_SNOOPING) == Some(1) }), None),
+        "bridge" => {
+            let is_set = |kind| byte(kind) == Some(1);
+            let (snooping, filtering) = (is_set(ifla::BR_MCAST_SNOOPING), is_set(ifla::BR_VLAN_FILTERING));
+            (LinkKind::Bridge(Bridge { mcast_snooping: snooping, vlan_filtering: filtering }), None)
+        }
         "veth" => (LinkKind::Veth { pod: None }, None),
         other => (LinkKind::Other(other.to_owned()), None),
     }

@@ -93,7 +93,7 @@ pub fn vxlan(local: &str) -> Link {
 /// A bridge.
 pub fn bridge() -> Link {
     Link {
-        kind: LinkKind::Bridge(Bridge { mcast_snooping: false }),
+        kind: LinkKind::Bridge(Bridge::default()),
         mtu: 1450,
         mac: Some("02:aa:bb:cc:dd:ee".parse().expect("mac")),
         up: true,

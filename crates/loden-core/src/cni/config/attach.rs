@@ -2,7 +2,7 @@
 
 use crate::cni::keys::Keys;
 use crate::cni::{CniError, Code, Role};
-use crate::model::{IfName, Mac, MacvlanMode};
+use crate::model::{IfName, Mac, MacvlanMode, PortVlans};
 
 /// The ways in which pods are attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,12 @@ pub struct BridgeConf {
     pub isolated: bool,
     /// `disableContainerInterface`: the pod's interface is made and left down, without addresses.
     pub is_down: bool,
+    /// `vlan`, `vlanTrunk` and `preserveDefaultVlan`.
+    pub vlans: Option<PortVlans>,
+    /// `macspoofchk`: frames from another Ethernet address than the pod's are dropped.
+    pub check_mac: bool,
+    /// `enabledad`: the kernel makes sure that nobody else has the pod's IPv6 addresses.
+    pub detect_duplicates: bool,
 }
 
 /// A macvlan interface, with the keys of the reference plugin and those that it lacks.
@@ -95,6 +101,9 @@ impl BridgeConf {
             promiscuous: keys.is_set("promiscMode")?,
             isolated: keys.is_set("portIsolation")?,
             is_down: keys.is_set("disableContainerInterface")?,
+            vlans: vlans(keys)?,
+            check_mac: keys.is_set("macspoofchk")?,
+            detect_duplicates: keys.is_set("enabledad")?,
         };
         if conf.hairpin && conf.promiscuous {
             return Err(CniError::new(
@@ -102,18 +111,37 @@ impl BridgeConf {
                 "`hairpinMode` and `promiscMode` exclude each other: a bridge with both delivers frames twice",
             ));
         }
-        if keys.number::<u32>("vlan")?.is_some_and(|vlan| vlan != 0) || keys.get("vlanTrunk").is_some() {
-            return Err(unsupported("vlan", "bridges are not yet cut into VLANs"));
-        }
-        if keys.is_set("macspoofchk")? {
-            return Err(unsupported("macspoofchk", "a pod's Ethernet address is not yet checked"));
-        }
         Ok(conf)
     }
 }
 
-fn unsupported(key: &str, why: &str) -> CniError {
-    CniError::new(Code::UnsupportedField, format!("`{key}` is not supported: {why}"))
+/// The highest number of a VLAN (IEEE 802.1Q; 4095 is reserved).
+const LAST_VLAN: u16 = 4094;
+
+/// The VLANs of the pod's port; 0 is none.
+fn vlans(keys: &Keys<'_>) -> Result<Option<PortVlans>, CniError> {
+    let read = |keys: &Keys<'_>, key: &str, first: u16| -> Result<Option<u16>, CniError> {
+        let number = keys.number::<u16>(key)?;
+        match number.filter(|number| !(first..=LAST_VLAN).contains(number)) {
+            Some(_) => Err(keys.wrong(key, &format!("a VLAN from {first} to {LAST_VLAN}"))),
+            None => Ok(number),
+        }
+    };
+    let access = read(keys, "vlan", 0)?.filter(|vlan| *vlan != 0);
+    let mut trunk = Vec::new();
+    for item in keys.objects("vlanTrunk")? {
+        match (read(&item, "id", 1)?, read(&item, "minID", 1)?, read(&item, "maxID", 1)?) {
+            (Some(id), None, None) => trunk.push((id, id)),
+            (None, Some(first), Some(last)) if first <= last => trunk.push((first, last)),
+            _ => return Err(keys.wrong("vlanTrunk", "a list of {id} or {minID, maxID}, the lower one first,")),
+        }
+    }
+    if let Some(vlan) = access.filter(|vlan| trunk.iter().any(|(first, last)| (first..=last).contains(&vlan))) {
+        return Err(keys.wrong("vlanTrunk", &format!("a list without {vlan}, whose frames are untagged by `vlan`,")));
+    }
+    let keeps_default = keys.flag("preserveDefaultVlan")?.unwrap_or(true);
+    let has_any = access.is_some() || !trunk.is_empty();
+    Ok(has_any.then_some(PortVlans { access, trunk, keeps_default }))
 }
 
 impl MacvlanConf {
