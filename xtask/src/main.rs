@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod docs;
+mod kernel;
 mod peers;
 mod shell;
 mod suite;
@@ -46,6 +47,11 @@ enum Chore {
     },
     /// Measures, as a ratio to a named peer.
     Bench(bench::Options),
+    /// Tests of what this machine's kernel may lack, under another one that runs as a program.
+    Kernel,
+    /// What that one begins with.
+    #[command(hide = true)]
+    KernelInit,
     /// Man pages, completions, and the book where mdbook is installed.
     Docs,
 }
@@ -72,6 +78,8 @@ fn run(args: Args) -> Result<()> {
             shell::pass_through(&binaries.loden, std::iter::once("lab".to_owned()).chain(args))
         }
         Chore::Bench(options) => bench::run(&options),
+        Chore::Kernel => kernel::run(),
+        Chore::KernelInit => kernel::init(),
         Chore::Docs => docs::run(),
     }
 }

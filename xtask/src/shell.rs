@@ -31,7 +31,7 @@ pub fn cargo(args: &[&str]) -> Command {
     command
 }
 
-/// Where builds are.
+/// Where cargo builds.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }

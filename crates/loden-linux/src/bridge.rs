@@ -131,8 +131,9 @@ fn make_gateway_port(
     if link::number_of(socket, device)?.is_none() {
         let near = VethEnd { name: end, mtu, mac: None, group: NO_GROUP, master: Some(bridge) };
         let far = VethEnd { name: device, mac: Some(own_mac(device)?), master: None, ..near };
+        let here = NetNs::current()?;
         let mut w = Writer::default();
-        link::create_veth(&mut w, near, far, NetNs::current()?.as_fd().as_raw_fd().cast_unsigned());
+        link::create_veth(&mut w, near, far, here.as_fd().as_raw_fd().cast_unsigned());
         for name in [device, end] {
             link::no_made_up_address(&mut w, name);
             link::set_up(&mut w, name, true);

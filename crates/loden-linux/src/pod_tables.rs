@@ -47,7 +47,7 @@ fn add_to(table: &PodTable, attachment: &Attachment, others: &impl Fn() -> Vec<A
 
 fn explained(table: &PodTable, error: LinuxError) -> LinuxError {
     match error {
-        LinuxError::Netlink { what, errno, cause } if matches!(errno, libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => {
+        LinuxError::Netlink { what, errno: libc::EOPNOTSUPP | libc::EAFNOSUPPORT, cause } => {
             let cause = format!("{cause}: it needs a kernel with {}", table.needs);
             LinuxError::Netlink { what: format!("nft {what}"), errno: libc::EOPNOTSUPP, cause }
         }

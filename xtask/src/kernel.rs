@@ -1,0 +1,170 @@
+//! `cargo xtask kernel`: tests of what a machine's own kernel may lack, under one that has it. User-Mode Linux is a kernel that runs as a
+//! program (Debian's package `user-mode-linux`, which is unpacked and not installed); its root is this machine's, read-only, and its
+//! init is this very program.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::system::{RebootCommand, finit_module, reboot};
+use serde_json::Value;
+
+use crate::shell;
+
+/// The tests: a module of the plugin's, with the feature that says that the kernel can.
+const TESTS: &str = "vlans::";
+const FEATURE: &str = "vlan-filtering";
+/// What they need of the kernel.
+const MODULES: [&str; 2] = ["net/bridge/bridge.ko", "drivers/net/veth.ko"];
+/// A boot takes two seconds and the tests as many; this only guards against hanging.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Variables of init: the directory of the kernel's modules, and the program of the tests.
+const MODULES_IN: &str = "LODEN_KERNEL_MODULES";
+const TESTS_IN: &str = "LODEN_KERNEL_TESTS";
+/// What init says last, before the code that the tests ended with.
+const VERDICT: &str = "the tests ended with ";
+
+/// Runs them.
+pub fn run() -> Result<()> {
+    let uml = Uml::fetch()?;
+    let program = tests()?;
+    let init = std::env::current_exe().context("this program")?;
+    let mut command = Command::new(&uml.program);
+    command
+        .args([
+            "root=/dev/root",
+            "rootfstype=hostfs",
+            "rootflags=/",
+            "ro",
+            "mem=384M",
+            "con0=null,fd:1",
+            "con=null",
+            "quiet",
+        ])
+        .arg(format!("init={}", init.display()))
+        // A word that the kernel does not know is for init; one with a sign of equality is for its environment.
+        .args([format!("{MODULES_IN}={}", uml.modules.display()), format!("{TESTS_IN}={}", program.display())])
+        .arg("kernel-init");
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).spawn().context("linux.uml")?;
+    let _watch = watch(&child)?;
+    let mut verdict = None;
+    for line in BufReader::new(child.stdout.take().context("its output")?).lines() {
+        let line = line.context("the output of linux.uml")?;
+        verdict = line.strip_prefix(VERDICT).map(|code| code.trim().to_owned()).or(verdict);
+        shell::say(&line);
+    }
+    child.wait().context("linux.uml")?;
+    match verdict.as_deref() {
+        Some("0") => Ok(()),
+        Some(code) => bail!("the tests ended with {code}"),
+        None => bail!("the other kernel ended before the tests did"),
+    }
+}
+
+/// Ends the kernel, which is several processes, when it takes too long.
+fn watch(child: &Child) -> Result<std::thread::JoinHandle<()>> {
+    let group = Pid::from_child(child);
+    let end = move || {
+        std::thread::sleep(PATIENCE);
+        // It has ended by now unless it hangs; this program ends with it.
+        let _ = kill_process_group(group, Signal::KILL);
+    };
+    std::thread::Builder::new().spawn(end).context("a thread")
+}
+
+struct Uml {
+    program: PathBuf,
+    modules: PathBuf,
+}
+
+impl Uml {
+    /// Unpacks it below the build's directory, where it stays.
+    fn fetch() -> Result<Self> {
+        let dir = shell::target().join("user-mode-linux");
+        if !dir.join("usr/bin/linux.uml").exists() {
+            fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+            shell::output(Command::new("apt-get").args(["download", "user-mode-linux"]).current_dir(&dir)).context(
+                "User-Mode Linux cannot be had (Debian: package user-mode-linux; `apt-get update` may be needed first)",
+            )?;
+            let is_package = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "deb");
+            let package = entries(&dir)?.into_iter().find(is_package).context("apt-get has left no package")?;
+            shell::output(Command::new("dpkg-deb").arg("-x").args([&package, &dir]))?;
+            fs::remove_file(&package).with_context(|| package.display().to_string())?;
+        }
+        let versions = entries(&dir.join("usr/lib/uml/modules"))?;
+        let modules = versions.into_iter().next().context("User-Mode Linux has no modules")?;
+        Ok(Self { program: dir.join("usr/bin/linux.uml"), modules })
+    }
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let all = fs::read_dir(dir).with_context(|| dir.display().to_string())?;
+    all.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// Builds the tests and says where they are.
+fn tests() -> Result<PathBuf> {
+    let built = shell::output(&mut shell::cargo(&[
+        "test",
+        "--no-run",
+        "--message-format=json",
+        "-p",
+        "loden-cni",
+        "--features",
+        FEATURE,
+        "--test",
+        "it",
+    ]))?;
+    let messages = built.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let is_test = |message: &Value| message["target"]["kind"][0] == "test";
+    let program = messages.filter(is_test).find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    program.context("cargo does not say where the tests are")
+}
+
+/// What runs as process 1 of the other kernel.
+pub fn init() -> Result<()> {
+    let path = |name| std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set"));
+    let code = path(MODULES_IN).and_then(|modules| in_the_other_kernel(&modules, &path(TESTS_IN)?));
+    match &code {
+        Ok(code) => shell::say(&format!("{VERDICT}{code}")),
+        Err(error) => shell::say(&format!("{error:#}")),
+    }
+    reboot(RebootCommand::PowerOff).context("power off")
+}
+
+fn in_the_other_kernel(modules: &Path, program: &Path) -> Result<i32> {
+    for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/tmp"), ("tmpfs", "/run")] {
+        mount(kind, place, kind, MountFlags::empty(), None).with_context(|| format!("mount {kind} on {place}"))?;
+    }
+    let order = fs::read_to_string(modules.join("modules.dep")).context("modules.dep")?;
+    for module in MODULES {
+        let line = order.lines().find_map(|line| line.strip_prefix(&format!("kernel/{module}:")));
+        let needs = line.with_context(|| format!("modules.dep does not know {module}"))?;
+        // What is needed by others stands behind them.
+        for file in needs.split_whitespace().rev().chain([format!("kernel/{module}").as_str()]) {
+            load(&modules.join(file)).with_context(|| file.to_owned())?;
+        }
+    }
+    let status = Command::new(program)
+        .args([TESTS, "--test-threads=1", "--color=never"])
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .status()
+        .with_context(|| program.display().to_string())?;
+    Ok(status.code().unwrap_or(128))
+}
+
+fn load(module: &Path) -> Result<()> {
+    let file = rustix::fs::openat(CWD, module, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    match finit_module(&file, c"", 0) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
