@@ -3,6 +3,7 @@
 
 mod docs;
 mod drift;
+mod install;
 mod kill;
 mod refuse;
 mod routed;

@@ -1,5 +1,7 @@
 //! Hostile input, and the plugin killed at every step.
 
+use std::time::{Duration, SystemTime};
+
 use loden_core::cni::{self, Environment, HostFacts, NetConf, Role, Verb};
 use loden_core::model::AttachmentKey;
 use loden_linux::ledger::Ledger;
@@ -137,4 +139,24 @@ fn an_add_does_not_outlive_the_del_that_came_meanwhile() {
     assert!(error.to_string().contains("removed by a DEL"), "{error}");
     drop(reservation);
     assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn a_wall_clock_that_is_set_changes_no_quarantine() {
+    let host = Host::new(&["10.1.0.0/30"]);
+    host.pod("a");
+    let rest = |seconds: u32| json!({ "quarantineSeconds": seconds });
+    host.call("ADD", "a", &json!({})).expect("attached");
+    host.call("DEL", "a", &json!({})).expect("detached");
+    // What a clock that was set leaves behind is times of files: long ago, and to come.
+    let day = Duration::from_secs(24 * 3600);
+    for time in [SystemTime::UNIX_EPOCH + day, SystemTime::now() + day * 36_500] {
+        for entry in std::fs::read_dir(host.run_dir().ipam_dir()).expect("listed").flatten() {
+            let file = std::fs::File::options().write(true).open(entry.path()).expect("open");
+            file.set_modified(time).expect("set");
+        }
+        let (code, text) = host.call("ADD", "a", &rest(3600)).expect_err("its address rests");
+        assert!(code == 100 && text.contains("10.1.0.0/30"), "{code} {text}");
+    }
+    host.call("ADD", "a", &rest(0)).expect("it need not rest");
 }

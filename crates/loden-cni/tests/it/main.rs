@@ -11,6 +11,7 @@ mod host;
 mod install;
 mod kills;
 mod macvlan;
+mod pipes;
 #[cfg(feature = "fault-points")]
 mod points;
 mod ports;

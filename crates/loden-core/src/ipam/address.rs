@@ -281,6 +281,16 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_began_anew_holds_no_address_back_for_ever() {
+        let mut state = RangeState::new(block("10.0.0.0/30"));
+        let addr = state.allocate(at(1000)).expect("room");
+        state.release(addr, 1000);
+        assert!(state.allocate(at(1029)).is_err());
+        // Seconds since boot never go back while a state lives; if they did, waiting for them to come by again would be no rest.
+        assert_eq!(state.allocate(at(5)), Ok(addr));
+    }
+
+    #[test]
     fn what_is_avoided_is_given_only_to_who_asks() {
         let range: Range = "10.0.0.0/29 10.0.0.1-10.0.0.6".parse().expect("a range");
         let avoid = |addr: IpAddr| addr == ip("10.0.0.1") || addr == ip("10.0.0.4");
