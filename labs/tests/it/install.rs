@@ -74,7 +74,7 @@ fn installed_when_the_agent_is_ready_and_gone_when_the_last_pod_is() {
 fn call(lab: &Lab, plugin: &Path, verb: &str, pod: &str, conf: &Value) -> Output {
     let conf = conf.to_string();
     let (netns, path) = (lab.netns_path(pod), plugin.parent().expect("a directory"));
-    let call = Call { plugin, verb, pod, netns: &netns, path, conf: &conf };
+    let call = Call { plugin, verb, pod, ifname: "eth0", netns: &netns, path, conf: &conf };
     call.output(Some(&lab.netns("host1").expect("netns"))).expect("it runs")
 }
 
