@@ -3,6 +3,7 @@
 //! The first thing after a quiet spell is acted on at once; what follows within the gathering time is taken together. Nothing
 //! here waits for the datastore. A round with failures is repeated with growing pauses.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use loden_core::api::{Event as ApiEvent, Ipam, PlanReply, Status};
 use loden_core::cni::{NodeBlock, NodeFile};
 use loden_core::kernel::Event;
-use loden_core::model::IfName;
+use loden_core::model::{AttachmentKey, IfName};
 use loden_core::view::{Local, Problem};
 use loden_linux::ledger::Ledger;
 use loden_linux::nft::Ownership;
@@ -108,6 +109,8 @@ struct Loop {
     reap: Option<Instant>,
     /// When to look for what killed ADDs left.
     sweep: Option<Instant>,
+    /// Attachments that had no pod any more when everything was last looked at.
+    abandoned: BTreeSet<AttachmentKey>,
     /// When to look at the plugin's table.
     tables: Option<Instant>,
     is_underlay_stale: bool,
@@ -126,6 +129,7 @@ impl Worker {
             // What a former agent left parked is reaped at once.
             reap: Some(Instant::now()),
             sweep: Some(Instant::now()),
+            abandoned: BTreeSet::new(),
             tables: Some(Instant::now()),
             is_underlay_stale: true,
         };
@@ -237,6 +241,7 @@ impl Worker {
             state.is_underlay_stale = true;
             state.sweep.get_or_insert(now);
             state.tables.get_or_insert(now);
+            self.collect_abandoned(reconciler, state);
             reconciler.resync();
             state.waiting_since.get_or_insert(now);
         }
@@ -283,6 +288,29 @@ impl Worker {
                 reconciler.events.push("sweep", &format!("attachment {key}"), text);
             }),
             Err(error) => tracing::warn!(%error, "what killed ADDs left cannot be swept; it is tried again"),
+        }
+    }
+
+    /// Frees what pods left that have gone without a DEL: those that were so the last time, too. A runtime that comes with its DEL after
+    /// all finds nothing to do.
+    fn collect_abandoned(&self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+        let ledger = Ledger::new(self.run_dir.clone());
+        let found = ledger.abandoned().map(|keys| keys.into_iter().collect::<BTreeSet<_>>());
+        match found {
+            Ok(found) => {
+                for key in found.intersection(&state.abandoned) {
+                    match ledger.release_abandoned(key) {
+                        Ok(true) => {
+                            let text = "its pod has gone, and no DEL has come; its addresses are free again".to_owned();
+                            reconciler.events.push("sweep", &format!("attachment {key}"), text);
+                        }
+                        Ok(false) => {}
+                        Err(error) => tracing::warn!(%error, %key, "it cannot be collected; it is tried again"),
+                    }
+                }
+                state.abandoned = found;
+            }
+            Err(error) => tracing::warn!(%error, "abandoned attachments cannot be looked for; it is tried again"),
         }
     }
 

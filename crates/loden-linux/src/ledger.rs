@@ -5,6 +5,7 @@
 //! that is killed between the two leaves an address that nobody has. While an ADD is under way its process holds a lock of its own, so that what a
 //! killed one left is told from what is still being made.
 
+mod abandoned;
 mod closed;
 mod open;
 

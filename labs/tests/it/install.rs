@@ -143,6 +143,29 @@ fn what_killed_plugins_left_goes_when_the_agent_starts() {
     }
 }
 
+#[test]
+fn a_pod_that_has_gone_without_a_del_is_collected_and_one_that_lives_is_not() {
+    let lab = up("abandoned", &[SEGMENT, &hosts(1, "agent = { resync_seconds = 5 }"), POOLS].concat());
+    let agent = lab.agent("host1").expect("an agent");
+    let run_dir = RunDir::new(agent.run_dir());
+    let plugin = lab.binaries().loden_cni.clone();
+    let kinds = [json!({}), json!({ "attach": "routed" })];
+    for (pod, kind) in ["gone0", "gone1"].into_iter().zip(&kinds) {
+        NetNs::create(&lab.netns_path(pod)).expect("a pod");
+        assert!(call(&lab, &plugin, "ADD", pod, &whole(kind, &run_dir)).status.success());
+        netns::remove(&lab.netns_path(pod)).expect("removed");
+    }
+    wait_for("they are collected", || run_dir.attachments().good.len() == lab.pods().len());
+    let events = agent.events(0).expect("events");
+    for pod in ["gone0", "gone1"] {
+        let names_it = |object: &str| object.contains(&format!("loden/{pod}/eth0"));
+        assert!(events.iter().any(|event| event.sort == "sweep" && names_it(&event.object)), "{pod}");
+        // The runtime may still come.
+        assert!(call(&lab, &plugin, "DEL", pod, &whole(&kinds[0], &run_dir)).status.success());
+    }
+    all_reach(&lab);
+}
+
 /// What a runtime makes of a list's plugin.
 fn whole(plugin: &Value, run_dir: &RunDir) -> Value {
     let mut conf = plugin.clone();
