@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use loden_core::model::{AttachmentKey, Mac};
 
 /// A container network for Linux hosts and Kubernetes clusters.
 #[derive(Debug, Parser)]
@@ -38,6 +39,9 @@ pub enum Command {
     /// Addresses of this node.
     #[command(subcommand)]
     Ipam(Ipam),
+    /// Pods' macvlans on this host.
+    #[command(subcommand)]
+    Macvlan(Macvlan),
     /// The cluster's pools, in the datastore.
     #[command(subcommand)]
     Pool(Pool),
@@ -53,6 +57,26 @@ pub enum Command {
 pub enum Ipam {
     /// The node's blocks and who has which address.
     Show,
+}
+
+/// Macvlans.
+#[derive(Debug, Subcommand)]
+pub enum Macvlan {
+    /// Whose frames a macvlan in mode `source` lets in; changed while traffic flows.
+    #[command(group = ArgGroup::new("change").multiple(false))]
+    Sources {
+        /// NETWORK/CONTAINER/INTERFACE, as `loden ipam show` has it.
+        attachment: AttachmentKey,
+        /// These and no others; without a value nobody's.
+        #[arg(long, value_name = "MAC,…", num_args = 0.., value_delimiter = ',', group = "change")]
+        set: Option<Vec<Mac>>,
+        /// These as well.
+        #[arg(long, value_name = "MAC,…", num_args = 1.., value_delimiter = ',', group = "change")]
+        add: Option<Vec<Mac>>,
+        /// No longer these.
+        #[arg(long, value_name = "MAC,…", num_args = 1.., value_delimiter = ',', group = "change")]
+        remove: Option<Vec<Mac>>,
+    },
 }
 
 /// Where the datastore is.

@@ -3,6 +3,7 @@
 mod generate;
 mod ipam;
 mod lab;
+mod macvlan;
 mod plan;
 mod pool;
 mod status;
@@ -17,6 +18,7 @@ pub fn run(args: Args) -> Result<u8, CliError> {
         Command::Status => status::run(&run_dir, output),
         Command::Plan => plan::run(&run_dir, output),
         Command::Ipam(_) => ipam::run(&run_dir, output),
+        Command::Macvlan(command) => macvlan::run(&command, &run_dir, output),
         Command::Pool(command) => pool::run(&command, output),
         Command::Lab(command) => lab::run(&command, output),
         Command::Generate(command) => generate::run(&command),

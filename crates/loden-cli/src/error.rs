@@ -2,6 +2,7 @@
 
 use loden_core::config::ConfigError;
 use loden_lab::LabError;
+use loden_linux::ledger::SourcesError;
 use loden_store::StoreError;
 
 /// An error of a command.
@@ -36,6 +37,9 @@ pub enum CliError {
     /// The datastore.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A list of senders.
+    #[error(transparent)]
+    Sources(#[from] SourcesError),
     /// A lab.
     #[error(transparent)]
     Lab(#[from] LabError),

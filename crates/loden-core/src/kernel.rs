@@ -22,6 +22,8 @@ use nft::Table;
 pub const PROTOCOL: u8 = 76;
 /// Interface group of the links that loden makes: their mark of ownership.
 pub const LINK_GROUP: u32 = 76;
+/// The group of the host's own macvlans: the plugin makes them, and takes away those that no pod uses any more.
+pub const HOST_LINK_GROUP: u32 = 7601;
 /// The group that links are in unless told otherwise: nobody's mark.
 pub const NO_GROUP: u32 = 0;
 /// Interface group of veths that DEL has parked for the reaper.

@@ -13,8 +13,8 @@ mod record;
 mod vni;
 
 pub use attachment::{
-    Attach, Attachment, AttachmentKey, BridgePort, Delegate, Macvlan, MacvlanMode, OwnBridge, PodAddress, PodRoute,
-    PortVlans, RouteExtras,
+    Attach, Attachment, AttachmentKey, BridgePort, Delegate, KeyError, Macvlan, MacvlanMode, OwnBridge, PodAddress,
+    PodRoute, PortVlans, RouteExtras, SourceChange,
 };
 pub use mac::Mac;
 pub(crate) use mac::{Fnv, digits};

@@ -7,6 +7,7 @@
 
 mod abandoned;
 mod closed;
+mod macvlan;
 mod open;
 
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ use crate::run_dir::{Attachments, RunDir, remove_file, write_atomically};
 use crate::{delegate, fault, pod, pod_tables};
 
 pub use closed::Closed;
+pub use macvlan::SourcesError;
 
 /// How long the lock is waited for: with thousands of ADDs at once each holds it for well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -294,6 +296,7 @@ impl Ledger {
                 errors.extend(self.compare(&supply, &found).err());
             }
         }
+        errors.extend(self.drop_host_links(&found).err());
         LinuxError::collected(errors)
     }
 
@@ -430,7 +433,12 @@ impl Ledger {
         for (supply, state) in states {
             self.put_state(supply, &state)?;
         }
-        Ok(())
+        match &attachment.attach {
+            Attach::Macvlan(macvlan) if macvlan.host_link.is_some() => {
+                self.drop_host_links(&self.run_dir.attachments())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn lock(&self) -> Result<FileLock, LinuxError> {

@@ -1,20 +1,26 @@
-//! A pod's macvlan: born in the pod's namespace beside an interface of the host. And the host's own one, by which it reaches them: a
-//! master and its macvlans do not exchange frames (drivers/net/macvlan.c).
+//! A pod's macvlan: born in the pod's namespace beside an interface of the host.
 
+mod host_link;
+mod sources;
+
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use loden_core::attach;
 use loden_core::cni::Master;
-use loden_core::kernel::Key;
-use loden_core::model::{Attachment, IfName, Mac, Macvlan, MacvlanMode, Prefix};
+use loden_core::kernel::{Key, NO_GROUP};
+use loden_core::model::{Attachment, IfName, Mac, Macvlan, MacvlanMode};
 
 use crate::error::LinuxError;
+use crate::netlink::attr::{Attrs, mac, text, u32_at};
 use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
-use crate::pod::addresses_on;
-use crate::rt::{address, link, route};
+use crate::rt::{link, route};
 use crate::underlay;
+
+pub(crate) use host_link::remove_unused;
+pub use sources::set_sources;
 
 /// `IFLA_MACVLAN_*`, linux/if_link.h.
 const MODE: u16 = 1;
@@ -24,6 +30,17 @@ const MACADDR_DATA: u16 = 5;
 const BC_QUEUE_LEN: u16 = 7;
 /// `MACVLAN_MACADDR_SET`: the list takes the place of the former.
 const SET: u32 = 3;
+
+/// What the kernel says of a macvlan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Its mode, by the kernel's number.
+    mode: u32,
+    /// Mode `source`: whose frames are let in.
+    pub sources: BTreeSet<Mac>,
+    /// How many broadcast frames may wait, as was asked for.
+    pub broadcast_queue: Option<u32>,
+}
 
 /// The interface of that name, or that of the default route; with a namespace looked for there.
 ///
@@ -61,7 +78,7 @@ pub(crate) fn make(
     netns: &NetNs,
 ) -> Result<(), LinuxError> {
     if let Some(name) = macvlan.host_link {
-        make_host_link(socket, name, macvlan)?;
+        host_link::make(socket, name, macvlan)?;
     }
     let ifname = attachment.key.ifname;
     let what = format!("macvlan {ifname} in the pod, beside {}", macvlan.master);
@@ -71,7 +88,7 @@ pub(crate) fn make(
         let mut w = Writer::default();
         // A passed-through interface begins with its master's address (`macvlan_common_newlink`) and may change it only then.
         let mac = (macvlan.mode != MacvlanMode::Passthru).then_some(attachment.mac);
-        create(&mut w, ifname, master, attachment.mtu, mac, macvlan, born_in);
+        create(&mut w, ifname, master, attachment.mtu, mac, macvlan, NO_GROUP, born_in);
         socket.batch(&mut w)?.into_iter().collect::<Result<(), _>>().map_err(|error| explained(error, &what, macvlan))
     };
     if macvlan.in_container {
@@ -98,6 +115,7 @@ fn number_of_master(socket: &Socket, master: IfName) -> Result<u32, LinuxError> 
     })
 }
 
+#[expect(clippy::too_many_arguments, reason = "one message has them all")]
 fn create(
     w: &mut Writer,
     name: IfName,
@@ -105,6 +123,7 @@ fn create(
     mtu: u32,
     mac: Option<Mac>,
     macvlan: &Macvlan,
+    group: u32,
     born_in: Option<u32>,
 ) {
     // NLM_F_CREATE | NLM_F_EXCL
@@ -113,6 +132,7 @@ fn create(
     w.text(link::ifla::IFNAME, name.as_str());
     w.u32(link::ifla::LINK, master);
     w.u32(link::ifla::MTU, mtu);
+    w.u32(link::ifla::GROUP, group);
     if let Some(mac) = mac {
         w.mac(link::ifla::ADDRESS, mac);
     }
@@ -166,58 +186,63 @@ fn explained(error: LinuxError, what: &str, macvlan: &Macvlan) -> LinuxError {
     LinuxError::Netlink { what: what.to_owned(), errno, cause: format!("{cause} ({error})") }
 }
 
-/// Puts a list of senders in the place of the former; the interface works on meanwhile.
+/// Reads a macvlan of the socket's namespace; `None` when there is no such interface, or it is none.
 ///
 /// # Errors
 /// [`LinuxError`].
-pub fn set_sources(netns: &NetNs, ifname: IfName, sources: &[Mac]) -> Result<(), LinuxError> {
-    netns.run(|| {
-        let mut w = Writer::default();
-        w.begin(link::NEW, 0);
-        w.raw(&link::info(0, 0, 0));
-        w.text(link::ifla::IFNAME, ifname.as_str());
-        let info = w.nest(link::ifla::LINKINFO);
-        w.text(link::ifla::INFO_KIND, "macvlan");
-        let data = w.nest(link::ifla::INFO_DATA);
-        list(&mut w, sources);
-        w.close(data);
-        w.close(info);
-        w.end();
-        let results = Socket::open(Protocol::Route)?.batch(&mut w)?;
-        let what = format!("the list of senders of {ifname}");
-        results.into_iter().collect::<Result<(), _>>().map_err(|error| error.renamed(&what))
-    })?
+pub fn read(socket: &mut Socket, ifname: IfName) -> Result<Option<Settings>, LinuxError> {
+    let mut settings = None;
+    let read = link::read_with(socket, ifname, |payload| settings = parse(payload))?;
+    Ok(settings.filter(|_| read.is_some()))
 }
 
-/// The host's own macvlan bears the master's addresses alone: so the host is the same to the pods as to the wire.
-fn make_host_link(socket: &mut Socket, name: IfName, macvlan: &Macvlan) -> Result<(), LinuxError> {
-    let what = format!("the host's own macvlan {name} beside {}", macvlan.master);
-    let master = number_of_master(socket, macvlan.master)?;
-    if link::number_of(socket, name)?.is_none() {
-        let mtu = link::read(socket, macvlan.master)?.map_or(0, |seen| seen.link.mtu);
-        let mut w = Writer::default();
-        create(&mut w, name, master, mtu, None, &Macvlan { broadcast_queue: None, ..macvlan.clone() }, None);
-        link::no_made_up_address(&mut w, name);
-        link::set_up(&mut w, name, true);
-        settle(socket, &mut w, &what)?;
-    }
-    let Some(number) = link::number_of(socket, name)? else { return Ok(()) };
-    let mut w = Writer::default();
-    let there = addresses_on(socket, number)?;
-    for net in addresses_on(socket, master)?.iter().filter(|net| !is_link_local(**net)) {
-        let alone = Prefix::host(net.addr()).ipnet();
-        if !there.contains(&alone) {
-            address::add(&mut w, alone, number);
-        }
-    }
-    settle(socket, &mut w, &what)
+fn parse(payload: &[u8]) -> Option<Settings> {
+    let info = Attrs::behind(payload, link::INFO).find(link::ifla::LINKINFO).map(Attrs::new)?;
+    let data = info.find(link::ifla::INFO_DATA).map(Attrs::new);
+    let data = data.filter(|_| info.find(link::ifla::INFO_KIND).and_then(text) == Some("macvlan"))?;
+    let number = |kind| data.find(kind).and_then(|bytes| u32_at(bytes, 0));
+    let sources = data.find(MACADDR_DATA).map(Attrs::new).into_iter().flatten();
+    Some(Settings {
+        mode: number(MODE)?,
+        sources: sources.filter(|(kind, _)| *kind == MACADDR).filter_map(|(_, bytes)| mac(bytes)).collect(),
+        broadcast_queue: number(BC_QUEUE_LEN),
+    })
 }
 
-fn is_link_local(net: ipnet::IpNet) -> bool {
-    match net.addr() {
-        std::net::IpAddr::V4(addr) => addr.is_link_local(),
-        std::net::IpAddr::V6(addr) => addr.is_unicast_link_local(),
+/// What is wrong with a pod's macvlan, in the namespace that it is in: one line each.
+///
+/// # Errors
+/// [`LinuxError`].
+pub(crate) fn check(socket: &mut Socket, ifname: IfName, wanted: &Macvlan) -> Result<Vec<String>, LinuxError> {
+    let Some(is) = read(socket, ifname)? else {
+        return Ok(vec![format!("interface {ifname} is no macvlan in the pod")]);
+    };
+    let mut faults = Vec::new();
+    if is.mode != mode_number(wanted.mode) {
+        faults.push(format!("interface {ifname} is a macvlan of another mode in the pod"));
     }
+    if let Some(length) = wanted.broadcast_queue.filter(|length| is.broadcast_queue != Some(*length)) {
+        faults.push(format!("interface {ifname} has not the queue of {length} broadcast frames that was asked for"));
+    }
+    let listed: BTreeSet<Mac> = wanted.sources.iter().copied().collect();
+    faults.extend(listed.difference(&is.sources).map(|mac| format!("{ifname} does not let in {mac}, which is listed")));
+    faults.extend(is.sources.difference(&listed).map(|mac| format!("{ifname} lets in {mac}, which is not listed")));
+    Ok(faults)
+}
+
+/// What is wrong with a macvlan's master, in the namespace that it is in: one line each.
+///
+/// # Errors
+/// [`LinuxError`].
+pub(crate) fn check_master(socket: &mut Socket, macvlan: &Macvlan) -> Result<Vec<String>, LinuxError> {
+    let master = macvlan.master;
+    Ok(match link::read(socket, master)? {
+        // The kernel takes a macvlan away with its master.
+        None => vec![format!("the macvlan's master {master} is gone: the pod must be made anew when it is back")],
+        Some(seen) if !seen.link.up => vec![format!("the macvlan's master {master} is down")],
+        Some(seen) if !seen.is_running => vec![format!("the macvlan's master {master} has no carrier")],
+        Some(_) => Vec::new(),
+    })
 }
 
 /// What another ADD made meanwhile is as good.

@@ -212,10 +212,11 @@ fn check_pod(attachment: &Attachment, mtu: u32) -> Result<Vec<String>, LinuxErro
         let is = seen.link.mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string());
         faults.push(format!("interface {ifname} has the Ethernet address {is} in the pod, not {}", attachment.mac));
     }
-    if let Attach::Macvlan(_) = attachment.attach
-        && seen.link.kind.name() != "macvlan"
-    {
-        faults.push(format!("interface {ifname} is a {} device in the pod, no macvlan", seen.link.kind.name()));
+    if let Attach::Macvlan(macvlan) = &attachment.attach {
+        faults.extend(macvlan::check(&mut socket, ifname, macvlan)?);
+        if macvlan.in_container {
+            faults.extend(macvlan::check_master(&mut socket, macvlan)?);
+        }
     }
     let addresses = addresses_on(&mut socket, seen.index)?;
     for net in attach::pod_nets(attachment).iter().filter(|net| !addresses.contains(net)) {
@@ -264,6 +265,16 @@ fn check_host(attachment: &Attachment, mtu: u32) -> Result<Vec<String>, LinuxErr
         }
         if !seen.link.up {
             faults.push(format!("{name} is down on the host"));
+        }
+    }
+    if let Attach::Macvlan(macvlan) = &attachment.attach
+        && !macvlan.in_container
+    {
+        faults.extend(macvlan::check_master(&mut socket, macvlan)?);
+        if let Some(name) = macvlan.host_link
+            && link::number_of(&socket, name)?.is_none()
+        {
+            faults.push(format!("{name}, the host's own macvlan, is missing"));
         }
     }
     for (key, object, role) in attach::host_objects(attachment) {

@@ -1,14 +1,17 @@
 //! A pod's attachment to a network, as the plugin leaves it under `/run/loden/attachments`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::mac::digits;
+use super::name::is_plain_name;
 use super::{IfName, Mac, PortMapping, Prefix};
 use crate::ipam::Supply;
 
@@ -29,6 +32,24 @@ impl fmt::Display for AttachmentKey {
         write!(f, "{}/{}/{}", self.network, self.container, self.ifname)
     }
 }
+
+impl FromStr for AttachmentKey {
+    type Err = KeyError;
+
+    /// Reads it as it is shown.
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let wrong = || KeyError(text.to_owned());
+        let [network, container, ifname] = text.split('/').collect::<Vec<_>>().try_into().map_err(|_| wrong())?;
+        let is_plain = is_plain_name(network) && is_plain_name(container);
+        let ifname = ifname.parse().ok().filter(|_| is_plain).ok_or_else(wrong)?;
+        Ok(Self { network: network.to_owned(), container: container.to_owned(), ifname })
+    }
+}
+
+/// Why a text names no attachment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no attachment: NETWORK/CONTAINER/INTERFACE is meant")]
+pub struct KeyError(String);
 
 /// How a pod is attached to its host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +143,34 @@ pub struct Macvlan {
     /// The host's own interface among those of the pods, by which it and they reach each other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_link: Option<IfName>,
+}
+
+/// A change of a list of senders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceChange {
+    /// None: it is only looked at.
+    None,
+    /// These and no others.
+    Set(Vec<Mac>),
+    /// These as well.
+    Add(Vec<Mac>),
+    /// No longer these.
+    Remove(Vec<Mac>),
+}
+
+impl SourceChange {
+    /// The list that it makes of another: in order, each once.
+    #[must_use]
+    pub fn of(&self, list: &[Mac]) -> Vec<Mac> {
+        let now = list.iter().copied();
+        let all: BTreeSet<Mac> = match self {
+            Self::None => now.collect(),
+            Self::Set(these) => these.iter().copied().collect(),
+            Self::Add(these) => now.chain(these.iter().copied()).collect(),
+            Self::Remove(these) => now.filter(|mac| !these.contains(mac)).collect(),
+        };
+        all.into_iter().collect()
+    }
 }
 
 /// Macvlan modes (`MACVLAN_MODE_*`, linux/if_link.h).
@@ -296,5 +345,34 @@ impl Attachment {
     /// The pod's addresses without lengths.
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.addresses.iter().map(|address| address.net.addr())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_as_it_is_shown() {
+        for text in ["net/c1/eth0", "n.1/a-b_c/net1.5"] {
+            assert_eq!(text.parse::<AttachmentKey>().map(|key| key.to_string()).as_deref(), Ok(text));
+        }
+        for text in ["", "net", "net/c1", "net/c1/", "net/c1/eth0/x", "../c1/eth0", "net/../eth0", "net/c1/a b"] {
+            assert!(text.parse::<AttachmentKey>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_senders_is_changed_in_four_ways() {
+        let [a, b, c] = [1, 2, 3].map(|last| Mac([2, 0, 0, 0, 0, last]));
+        for (change, from, to) in [
+            (SourceChange::None, vec![b, a], vec![a, b]),
+            (SourceChange::Set(vec![c, a, c]), vec![b], vec![a, c]),
+            (SourceChange::Set(Vec::new()), vec![b], vec![]),
+            (SourceChange::Add(vec![a, b]), vec![b], vec![a, b]),
+            (SourceChange::Remove(vec![a, c]), vec![a, b], vec![b]),
+        ] {
+            assert_eq!(change.of(&from), to, "{change:?}");
+        }
     }
 }

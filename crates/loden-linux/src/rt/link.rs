@@ -278,13 +278,24 @@ pub fn set_port(w: &mut Writer, name: IfName, port: Port) {
 /// # Errors
 /// [`LinuxError`].
 pub fn read(socket: &mut Socket, name: IfName) -> Result<Option<Seen>, LinuxError> {
+    read_with(socket, name, |_| {})
+}
+
+/// The same, for who wants to know more of it: `take` gets the payload of the answer.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn read_with(socket: &mut Socket, name: IfName, mut take: impl FnMut(&[u8])) -> Result<Option<Seen>, LinuxError> {
     let mut w = Writer::default();
     w.begin(GET, 0);
     w.raw(&info(0, 0, 0));
     w.text(ifla::IFNAME, name.as_str());
     w.end();
     let mut found = None;
-    let results = socket.batch_with_echo(&mut w, |_, message| found = parse(message.payload))?;
+    let results = socket.batch_with_echo(&mut w, |_, message| {
+        found = parse(message.payload);
+        take(message.payload);
+    })?;
     match results.into_iter().collect::<Result<(), _>>() {
         Ok(()) => Ok(found),
         Err(error) if error.errno() == libc::ENODEV => Ok(None),
