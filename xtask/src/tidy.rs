@@ -24,7 +24,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("loden-cli", &["loden-core", "loden-linux", "loden-store", "loden-lab"]),
     ("loden-testkit", &["loden-core", "loden-linux"]),
 ];
-const CORE_MAY_USE: &[&str] = &["foldhash", "indexmap", "ipnet", "serde", "serde_json", "thiserror", "prefix-trie"];
+const CORE_MAY_USE: &[&str] =
+    &["foldhash", "indexmap", "ipnet", "regex-lite", "serde", "serde_json", "thiserror", "prefix-trie"];
 /// The plugin starts in a millisecond: none of these may come in by any way.
 const NEVER_IN_THE_PLUGIN: &[&str] = &["tokio", "rusqlite", "hyper", "axum", "tracing", "clap"];
 const LICENCES: &[&str] = &[

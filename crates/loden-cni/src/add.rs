@@ -1,5 +1,7 @@
 //! ADD: reserve, make, write down. What fails is undone wholly, since a runtime may never call DEL for it.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use loden_core::attach::Draft;
@@ -11,6 +13,8 @@ use serde_json::Value;
 
 use crate::{Call, delegate, failed};
 
+/// Where the reference plugin `tuning` has it.
+const ALLOW_LIST: &str = "/etc/cni/tuning/allowlist.conf";
 /// `EEXIST`.
 const EEXIST: i32 = 17;
 
@@ -24,6 +28,7 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
     let facts = HostFacts {
         node: if make.needs_node() { Some(call.node(Code::TryAgain)?) } else { None },
         master: master(make, &netns)?,
+        allow_list: allow_list(make)?,
     };
     let dns = call.dns()?;
     let mut draft = cni::draft(key, make, &call.environment, &facts)?;
@@ -75,6 +80,19 @@ fn finish(call: &Call, draft: &Draft, reservation: &mut Reservation, netns: &Net
     call.ledger().complete(reservation).map_err(refused).map(|()| dns)
 }
 
+/// The text of the host's file of sysctls that may be set, where there is one and it matters.
+pub fn allow_list(make: &MakeConf) -> Result<Option<String>, CniError> {
+    if make.tuning.sysctls.is_empty() {
+        return Ok(None);
+    }
+    match fs::read_to_string(ALLOW_LIST) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        // Nobody knows what it would have refused.
+        Err(error) => Err(CniError::new(Code::Io, format!("{ALLOW_LIST}: {error}"))),
+    }
+}
+
 /// The macvlan's master, on the host or in the pod.
 fn master(make: &MakeConf, netns: &NetNs) -> Result<Option<Master>, CniError> {
     let AttachConf::Macvlan(conf) = &make.attach else { return Ok(None) };
@@ -106,6 +124,7 @@ pub fn refused(error: ReserveError) -> CniError {
         ReserveError::PortTaken { .. } => {
             CniError::new(Code::PortTaken, "a port of the host cannot be given").with(error.to_string())
         }
+        ReserveError::NoHostSide(_) => CniError::new(Code::UnsupportedField, error.to_string()),
         ReserveError::Files(error) => failed("the attachment cannot be completed", &error),
     }
 }

@@ -1,8 +1,8 @@
 //! In the place of an IPAM plugin: addresses for an interface that another plugin makes.
 
 use loden_core::cni::{self, CniError, Code, HostFacts, Success};
+use loden_core::model::Part;
 use loden_linux::fault;
-use loden_linux::ledger::Part;
 use serde_json::Value;
 
 use crate::add::refused;

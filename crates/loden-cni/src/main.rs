@@ -3,6 +3,7 @@
 //! The result or the error is JSON on standard output; what a person should see besides goes to standard error.
 
 mod add;
+mod chained;
 mod check;
 mod del;
 mod delegate;
@@ -11,7 +12,6 @@ mod gc;
 mod install;
 mod ipam;
 mod loopback;
-mod portmap;
 mod status;
 
 use std::io::{Read, Write};
@@ -140,20 +140,26 @@ impl Call {
                 format!("the configuration has cniVersion {}, this verb came with {needs}", self.conf.version),
             ));
         }
+        if let Some(part) = self.role.part() {
+            match self.environment.verb {
+                Verb::Add => return chained::add(self, part).map(Some),
+                Verb::Del => return chained::del(self, part).map(|()| None),
+                Verb::Check => return chained::check(self, part).map(|()| None),
+                Verb::Status => return Ok(None),
+                Verb::Gc | Verb::Version => {}
+            }
+        }
         match (self.environment.verb, self.role) {
-            (Verb::Add, Role::Portmap) => portmap::add(self).map(Some),
             (Verb::Add, Role::Flannel) => flannel::add(self).map(Some),
             (Verb::Status, Role::Flannel) => flannel::status(self).map(|()| None),
             (Verb::Add, Role::Loopback) => loopback::add(self).map(Some),
             (Verb::Add, role) if role.gives_addresses() => ipam::add(self).map(Some),
             (Verb::Add, _) => add::run(self).map(Some),
-            (Verb::Del, Role::Portmap) => portmap::del(self).map(|()| None),
             (Verb::Del, role) if role.gives_addresses() => ipam::del(self).map(|()| None),
-            (Verb::Check, Role::Portmap) => portmap::check(self).map(|()| None),
             (Verb::Check, Role::Loopback) => loopback::check(self).map(|()| None),
             (Verb::Check, role) if role.gives_addresses() => ipam::check(self).map(|()| None),
             // The interface goes with the pod, and so it is with what another plugin of the list has collected and looked at.
-            (Verb::Del | Verb::Gc | Verb::Status, Role::Loopback) | (Verb::Status, Role::Portmap) => Ok(None),
+            (Verb::Del | Verb::Gc | Verb::Status, Role::Loopback) => Ok(None),
             (Verb::Del, _) => del::run(self).map(|()| None),
             (Verb::Check, _) => check::run(self).map(|()| None),
             (Verb::Gc, _) => gc::run(self).map(|()| None),

@@ -9,8 +9,8 @@ use crate::ipam::Demand;
 use crate::kernel::link::{Link, LinkKind, PodSide, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, NO_GROUP, Object, Via, default_priority};
 use crate::model::{
-    Attach, Attachment, AttachmentKey, Delegate, Family, IfName, Mac, PodAddress, PodRoute, PortMapping, PortVlans,
-    Prefix, RouteExtras, digits,
+    Attach, Attachment, AttachmentKey, Bandwidth, Delegate, Family, IfName, Mac, PodAddress, PodRoute, PortMapping,
+    PortVlans, Prefix, RouteExtras, Tuning, digits,
 };
 use crate::ports;
 
@@ -97,6 +97,10 @@ pub struct Draft {
     pub ports: Vec<PortMapping>,
     /// Whether what it sends to the outside takes the host's address.
     pub masquerade: bool,
+    /// How fast its packets may go.
+    pub bandwidth: Bandwidth,
+    /// Settings of its namespace and interface.
+    pub tuning: Tuning,
     /// The path of the pod's network namespace.
     pub netns: String,
     /// The pod's namespace and name.
@@ -123,6 +127,8 @@ impl Draft {
             is_down: self.is_down,
             ports: self.ports.clone(),
             masquerade: self.masquerade,
+            bandwidth: self.bandwidth,
+            tuning: self.tuning.clone(),
             netns: self.netns.clone(),
             pod: self.pod.clone(),
             delegates: self.delegates.clone(),

@@ -19,5 +19,6 @@ pub mod plan;
 pub mod pod_tables;
 pub mod ports;
 pub mod senders;
+pub mod shape;
 pub mod underlay;
 pub mod view;

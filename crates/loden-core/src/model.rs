@@ -3,6 +3,7 @@
 //! A dialect (flannel's keys, Calico's objects) is translated into these types at the edge and nowhere else.
 
 mod attachment;
+mod bandwidth;
 mod mac;
 mod name;
 mod node;
@@ -10,12 +11,14 @@ mod pool;
 mod port;
 mod prefix;
 mod record;
+mod tuning;
 mod vni;
 
 pub use attachment::{
-    Attach, Attachment, AttachmentKey, BridgePort, Delegate, KeyError, Macvlan, MacvlanMode, OwnBridge, PodAddress,
-    PodRoute, PortVlans, RouteExtras, SourceChange,
+    Attach, Attachment, AttachmentKey, BridgePort, Delegate, KeyError, Macvlan, MacvlanMode, OwnBridge, Part,
+    PodAddress, PodRoute, PortVlans, RouteExtras, SourceChange,
 };
+pub use bandwidth::{Bandwidth, Shape};
 pub use mac::Mac;
 pub(crate) use mac::{Fnv, digits};
 pub use name::{IfName, NameError, NodeName, NodeUid, PLAIN_NAME, PoolName, is_plain_name};
@@ -24,4 +27,5 @@ pub use pool::{BackendConfig, Block, HostGwConfig, Pool, VxlanConfig};
 pub use port::{PortMapping, Transport, TransportError};
 pub use prefix::{Family, Prefix, PrefixError};
 pub use record::{Entry, Key, Kind, Lease, Record};
+pub use tuning::{Setting, Sysctl, Tuning};
 pub use vni::{Vni, VniError};

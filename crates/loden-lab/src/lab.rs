@@ -280,14 +280,11 @@ impl Lab {
     }
 
     /// The plugin's configuration on a host.
-    pub(crate) fn plugin_conf(&self, host: &str, version: &str) -> Value {
-        let mut conf = serde_json::json!({
-            "cniVersion": version, "name": "loden", "type": "loden-cni", "runDir": self.dir.join(host).join("run"),
-        });
-        if let Value::Object(conf) = &mut conf {
-            conf.extend(self.state.plugin.clone());
-        }
-        conf
+    pub(crate) fn plugin_conf(&self, host: &str) -> Map<String, Value> {
+        let run_dir = self.dir.join(host).join("run").display().to_string();
+        let usual = [("cniVersion", "1.1.0"), ("name", "loden"), ("type", "loden-cni"), ("runDir", &run_dir)];
+        let usual = usual.map(|(key, value)| (key.to_owned(), Value::from(value)));
+        usual.into_iter().chain(self.state.plugin.clone()).collect()
     }
 
     /// The path of a namespace: of a host, a pod, `router`, `outside`.

@@ -11,7 +11,7 @@ use loden_core::model::PerFamily;
 use loden_linux::netns::{self, NetNs};
 use loden_linux::spawn;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::LabError;
 use crate::lab::Lab;
@@ -35,9 +35,17 @@ impl Lab {
     /// # Errors
     /// [`LabError`].
     pub fn attach(&self, host: &str, name: &str) -> Result<Pod, LabError> {
+        self.attach_with(host, name, &Map::new())
+    }
+
+    /// The same with further keys of the configuration.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn attach_with(&self, host: &str, name: &str, more: &Map<String, Value>) -> Result<Pod, LabError> {
         let path = self.netns_path(name);
         NetNs::create(&path).map_err(LabError::linux(format!("namespace of pod {name}")))?;
-        let output = self.cni("ADD", host, name, "1.1.0")?;
+        let output = self.cni("ADD", host, name, more)?;
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let refused = |message: String| LabError::Plugin { verb: "ADD", host: host.to_owned(), message };
         if !output.status.success() {
@@ -57,7 +65,7 @@ impl Lab {
     /// # Errors
     /// [`LabError`].
     pub fn detach(&self, pod: &Pod) -> Result<(), LabError> {
-        let output = self.cni("DEL", &pod.host, &pod.name, "1.1.0")?;
+        let output = self.cni("DEL", &pod.host, &pod.name, &Map::new())?;
         if !output.status.success() {
             let message = String::from_utf8_lossy(&output.stdout).trim().to_owned();
             return Err(LabError::Plugin { verb: "DEL", host: pod.host.clone(), message });
@@ -65,14 +73,21 @@ impl Lab {
         netns::remove(&self.netns_path(&pod.name)).map_err(LabError::linux(format!("namespace of pod {}", pod.name)))
     }
 
-    /// Executes the plugin in a host's namespace.
+    /// Executes the plugin in a host's namespace, with further keys of the configuration.
     ///
     /// # Errors
     /// [`LabError`] when it cannot be executed; what it answers is the caller's.
-    pub fn cni(&self, verb: &'static str, host: &str, pod: &str, version: &str) -> Result<Output, LabError> {
+    pub fn cni(
+        &self,
+        verb: &'static str,
+        host: &str,
+        pod: &str,
+        more: &Map<String, Value>,
+    ) -> Result<Output, LabError> {
         let what = || format!("loden-cni {verb} on {host}");
         let plugin = &self.binaries().loden_cni;
-        let conf = self.plugin_conf(host, version);
+        let mut conf = self.plugin_conf(host);
+        conf.extend(more.clone());
         let call = Call {
             plugin,
             verb,
@@ -80,7 +95,7 @@ impl Lab {
             ifname: "eth0",
             netns: &self.netns_path(pod),
             path: plugin.parent().unwrap_or(plugin),
-            conf: &conf.to_string(),
+            conf: &Value::Object(conf).to_string(),
         };
         let ns = NetNs::open(&self.netns_path(host)).map_err(LabError::linux(what()))?;
         call.output(Some(&ns)).map_err(|error| LabError::system(what(), error))

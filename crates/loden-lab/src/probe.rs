@@ -1,5 +1,6 @@
-//! Real packets: echoes of all sorts, and a stream that counts what is lost.
+//! Real packets: echoes of all sorts, a stream that counts what is lost, and a flow that fills its way.
 
+pub mod flow;
 pub mod icmp;
 pub mod reach;
 pub mod responder;

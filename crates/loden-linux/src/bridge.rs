@@ -36,7 +36,7 @@ pub(crate) fn ready(socket: &mut Socket, port: &BridgePort, attachment: &Attachm
     let Some(own) = &port.own else { return Ok(number) };
     if own.promiscuous {
         let mut w = Writer::default();
-        link::set_promiscuous(&mut w, name);
+        link::set_promiscuous(&mut w, name, true);
         settle(socket, &mut w, &format!("bridge {name}"), &[])?;
     }
     if let Some((vlans, [device, end])) = port.vlans.as_ref().zip(port.gateway_port()) {

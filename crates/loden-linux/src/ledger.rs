@@ -9,6 +9,7 @@ mod abandoned;
 mod closed;
 mod macvlan;
 mod open;
+mod part;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +21,7 @@ use ipnet::IpNet;
 use loden_core::attach::{self, Draft};
 use loden_core::ipam::{Choice, Demand, Exhausted, Offer, RangeState, Supply};
 use loden_core::model::{Attach, Attachment, AttachmentKey, PodAddress};
-use loden_core::pod_tables::{ALL, PORTS};
+use loden_core::pod_tables::ALL;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::LinuxError;
@@ -36,15 +37,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What names of files of states end with.
 const STATE: &str = ".range";
-
-/// A part of an attachment that has a plugin of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// Its addresses.
-    Addresses,
-    /// Ports of the host that lead to it.
-    Ports,
-}
 
 /// An address, the offer that it is of, and the state without it.
 type Found<'a> = (&'a Offer, RangeState, IpAddr);
@@ -94,6 +86,11 @@ pub enum ReserveError {
     /// The plugin is on its way out.
     #[error("loden-cni is being uninstalled from this host")]
     Closed,
+    /// A bound on what goes to a pod whose link has no end on the host.
+    #[error(
+        "`ingressRate` is not supported for {0}: its interface is no veth with its other end on this host; `egressRate` is"
+    )]
+    NoHostSide(AttachmentKey),
     /// Files.
     #[error(transparent)]
     Files(#[from] LinuxError),
@@ -135,29 +132,37 @@ impl Ledger {
     /// [`ReserveError`]; nothing is reserved then.
     pub fn reserve(&self, draft: &Draft, quarantine: u32) -> Result<Reservation, ReserveError> {
         let key = &draft.key;
-        self.run_dir.make()?;
-        let file = self.under_way_file(key)?;
-        let lock = FileLock::try_acquire(&file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?;
-        let under_way = UnderWay { _lock: lock, file };
-        fault::point("add-marked");
-        // A killed ADD of the same attachment: its lock is ours now.
-        let left = self.readable(key)?.filter(|there| !there.complete);
-        left.as_ref().map_or(Ok(()), clear)?;
-        let _lock = self.lock()?;
-        if self.is_closed()? {
-            return Err(ReserveError::Closed);
-        }
-        // What cannot be read is not lost by being replaced: its address comes back when the block is compared.
-        match self.readable(key)? {
-            Some(there) if there.complete => return Err(ReserveError::Attached(Box::new(there))),
-            Some(there) => self.free(&there)?,
-            None => {}
+        let (under_way, _lock, there) = self.begin(key)?;
+        if let Some(there) = there {
+            return Err(ReserveError::Attached(Box::new(there)));
         }
         let addresses = self.allocate(&draft.demand, &key.network, quarantine)?;
         fault::point("add-counted");
         let attachment = draft.attachment(addresses);
         self.run_dir.put_attachment(&attachment)?;
         Ok(Reservation { attachment, _under_way: under_way })
+    }
+
+    /// Takes an attachment's own lock, and then that of all; what a killed ADD left of it is undone. Gives what there is of it.
+    fn begin(&self, key: &AttachmentKey) -> Result<(UnderWay, FileLock, Option<Attachment>), ReserveError> {
+        self.run_dir.make()?;
+        let file = self.under_way_file(key)?;
+        let lock = FileLock::try_acquire(&file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?;
+        let under_way = UnderWay { _lock: lock, file };
+        fault::point("add-marked");
+        // Its lock is ours now.
+        let left = self.readable(key)?.filter(|there| !there.complete);
+        left.as_ref().map_or(Ok(()), clear)?;
+        let lock = self.lock()?;
+        if self.is_closed()? {
+            return Err(ReserveError::Closed);
+        }
+        // What cannot be read is not lost by being replaced: its address comes back when the block is compared.
+        let there = match self.readable(key)? {
+            Some(there) if !there.complete => self.free(&there).map(|()| None)?,
+            there => there,
+        };
+        Ok((under_way, lock, there))
     }
 
     /// Writes a reservation down anew: another plugin has said more of it.
@@ -202,32 +207,6 @@ impl Ledger {
         fault::point("add-ports-open");
         reservation.attachment.complete = true;
         Ok(self.run_dir.put_attachment(&reservation.attachment)?)
-    }
-
-    /// Takes one part of an attachment away, and the whole if nothing else is left of it; a missing one is no error.
-    ///
-    /// # Errors
-    /// [`LinuxError`].
-    pub fn release_part(&self, key: &AttachmentKey, part: Part) -> Result<(), LinuxError> {
-        if !self.run_dir.attachment_file(key)?.exists() {
-            return Ok(());
-        }
-        let _lock = self.lock()?;
-        // What cannot be read is left to who takes the whole away, or to the sweep.
-        let Some(there) = self.readable(key)? else { return Ok(()) };
-        let mut rest = there.clone();
-        match part {
-            Part::Ports => {
-                pod_tables::remove(&[PORTS], &there)?;
-                rest.ports.clear();
-            }
-            // Another plugin's link may still bear them: it is the one that asks for this.
-            Part::Addresses if matches!(there.attach, Attach::Foreign { .. }) => {
-                rest.addresses.iter_mut().for_each(|address| address.supply = None);
-            }
-            Part::Addresses => return Ok(()),
-        }
-        if rest.is_empty() { self.free(&there) } else { self.run_dir.put_attachment(&rest) }
     }
 
     /// Forgets an attachment and frees its addresses, those too that another plugin gave; a missing one is no error.

@@ -21,6 +21,7 @@ pub mod pod;
 pub mod pod_tables;
 pub mod rt;
 pub mod run_dir;
+pub mod shape;
 pub mod signals;
 pub mod sockopt;
 pub mod spawn;
@@ -34,6 +35,7 @@ mod conntrack;
 mod detect;
 mod index;
 mod observe;
+mod tuning;
 
 pub use error::LinuxError;
 pub use observe::LinuxKernel;

@@ -272,7 +272,10 @@ pub(crate) fn remove(attachment: &Attachment) -> Result<(), LinuxError> {
     netns.visit(|| {
         let mut socket = Socket::open(Protocol::Route)?;
         // Another namespace may have taken the name, or another interface the place.
-        let is_ours = |seen: &link::Seen| seen.link.kind.name() == "macvlan" && seen.link.mac == Some(attachment.mac);
+        let macs = [Some(attachment.mac), attachment.tuning.mac.map(|setting| setting.value)];
+        let is_ours = |seen: &link::Seen| {
+            seen.link.kind.name() == "macvlan" && seen.link.mac.is_some() && macs.contains(&seen.link.mac)
+        };
         if link::read(&mut socket, ifname)?.is_some_and(|seen| is_ours(&seen)) {
             let mut w = Writer::default();
             link::delete(&mut w, ifname);

@@ -6,14 +6,14 @@ use std::path::Path;
 use ipnet::IpNet;
 use loden_core::attach;
 use loden_core::kernel::{Key, Object, PROTOCOL, TABLE_MAIN};
-use loden_core::model::{Attach, Attachment, AttachmentKey, IfName, PodRoute};
+use loden_core::model::{Attach, Attachment, AttachmentKey, IfName, Part, PodRoute};
 
 use crate::detect::Detection;
 use crate::error::LinuxError;
 use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
 use crate::rt::{address, link, route};
-use crate::{bridge, fault, macvlan, sysctl, veth};
+use crate::{bridge, fault, macvlan, shape, sysctl, tuning, veth};
 
 /// Makes the link, sets it up, and gives the pod its addresses and routes.
 ///
@@ -52,6 +52,7 @@ pub fn make(attachment: &Attachment, netns: &NetNs) -> Result<(), LinuxError> {
 pub fn remove(attachment: &Attachment) -> Result<(), LinuxError> {
     match (&attachment.attach, attachment.host_side) {
         (Attach::Macvlan(_), _) => macvlan::remove(attachment),
+        (Attach::Foreign { .. }, _) => give_back(attachment),
         (_, Some(host_side)) => veth::delete(host_side),
         (_, None) => Ok(()),
     }
@@ -65,7 +66,24 @@ pub fn remove(attachment: &Attachment) -> Result<(), LinuxError> {
 pub fn detach(key: &AttachmentKey, attachment: Option<&Attachment>) -> Result<(), LinuxError> {
     match attachment {
         Some(attachment) if matches!(attachment.attach, Attach::Macvlan(_)) => macvlan::remove(attachment),
+        Some(attachment) if matches!(attachment.attach, Attach::Foreign { .. }) => give_back(attachment),
         _ => veth::park(key),
+    }
+}
+
+/// What was set of a link that another plugin made and takes away.
+fn give_back(attachment: &Attachment) -> Result<(), LinuxError> {
+    let errors = [shape::remove(attachment), restore(attachment)].into_iter().filter_map(Result::err);
+    LinuxError::collected(errors.collect())
+}
+
+/// Brings back what was there before settings of the pod were made; without its namespace they have gone too.
+pub(crate) fn restore(attachment: &Attachment) -> Result<(), LinuxError> {
+    match NetNs::open(Path::new(&attachment.netns)) {
+        Ok(netns) if attachment.has(Part::Tuning) => {
+            netns.visit(|| tuning::restore(&attachment.tuning, attachment.key.ifname))?
+        }
+        _ => Ok(()),
     }
 }
 
@@ -130,6 +148,11 @@ fn set_up_pod(attachment: &Attachment) -> Result<(), LinuxError> {
     }
     let is_asked = matches!(&attachment.attach, Attach::Bridge(port) if port.detect_duplicates);
     let detection = is_asked.then(|| Detection::begin(ifname)).transpose()?;
+    if let Some(bound) = attachment.bandwidth.egress {
+        shape::put(&mut socket, ifname, bound, attachment.mtu)?;
+    }
+    // Before the first packet.
+    tuning::set_sysctls(&attachment.tuning)?;
     let mut w = Writer::default();
     link::no_made_up_address(&mut w, ifname);
     if let Ok(lo) = IfName::new("lo") {
@@ -187,8 +210,27 @@ pub fn check(attachment: &Attachment, netns: &str, mtu_node: Option<u32>) -> Res
     }
     let mtu = attach::mtu(attachment, mtu_node);
     let mut faults = check_host(attachment, mtu)?;
+    faults.extend(shape::missing_on_host(attachment)?);
     match NetNs::open(Path::new(netns)) {
         Ok(netns) => faults.extend(netns.run(|| check_pod(attachment, mtu))??),
+        Err(error) => faults.push(format!("the pod has gone: {error}")),
+    }
+    Ok(faults)
+}
+
+/// What CHECK finds wrong of one part, for a plugin behind others: one line each.
+///
+/// # Errors
+/// [`LinuxError`] when something cannot be looked at.
+pub(crate) fn check_part(attachment: &Attachment, part: Part) -> Result<Vec<String>, LinuxError> {
+    let mut faults = if part == Part::Bandwidth { shape::missing_on_host(attachment)? } else { Vec::new() };
+    let in_pod = || match part {
+        Part::Bandwidth => shape::missing_in_pod(attachment),
+        Part::Tuning => tuning::differing(&attachment.tuning, attachment.key.ifname),
+        Part::Addresses | Part::Ports => Ok(Vec::new()),
+    };
+    match NetNs::open(Path::new(&attachment.netns)) {
+        Ok(netns) => faults.extend(netns.visit(in_pod)??),
         Err(error) => faults.push(format!("the pod has gone: {error}")),
     }
     Ok(faults)
@@ -205,10 +247,12 @@ fn check_pod(attachment: &Attachment, mtu: u32) -> Result<Vec<String>, LinuxErro
     if !seen.link.up && !attachment.is_down {
         faults.push(format!("interface {ifname} is down in the pod"));
     }
-    if seen.link.mtu != mtu {
+    faults.extend(shape::missing_in_pod(attachment)?);
+    faults.extend(tuning::differing(&attachment.tuning, ifname)?);
+    if seen.link.mtu != mtu && attachment.tuning.mtu.is_none() {
         faults.push(format!("interface {ifname} has MTU {} in the pod, not {mtu}", seen.link.mtu));
     }
-    if seen.link.mac != Some(attachment.mac) {
+    if seen.link.mac != Some(attachment.mac) && attachment.tuning.mac.is_none() {
         let is = seen.link.mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string());
         faults.push(format!("interface {ifname} has the Ethernet address {is} in the pod, not {}", attachment.mac));
     }

@@ -4,6 +4,7 @@ pub mod address;
 pub mod link;
 pub mod neighbour;
 pub mod nexthop;
+pub mod qdisc;
 pub mod route;
 pub mod vlan;
 

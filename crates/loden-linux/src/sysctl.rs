@@ -1,8 +1,9 @@
-//! Sysctls with whole numbers as values, by their path below `/proc/sys`.
+//! Sysctls, most of them with whole numbers as values, by their path below `/proc/sys`.
 //!
 //! `/proc/sys/net` shows the network namespace of the thread that looks.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -69,12 +70,23 @@ impl Default for Watch {
 /// # Errors
 /// [`LinuxError::System`] or [`LinuxError::File`].
 pub fn read(path: &str) -> Result<Option<i64>, LinuxError> {
-    match fs::read_to_string(format!("/proc/sys/{path}")) {
-        Ok(text) => text.trim().parse().map(Some).map_err(|_| LinuxError::File {
+    let number = |text: String| {
+        text.parse().map_err(|_| LinuxError::File {
             path: format!("/proc/sys/{path}"),
-            cause: format!("holds {:?}, a whole number was expected", text.trim()),
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            cause: format!("holds {text:?}, a whole number was expected"),
+        })
+    };
+    read_text(path)?.map(number).transpose()
+}
+
+/// Reads one as it stands there; `None` when there is none.
+///
+/// # Errors
+/// [`LinuxError::System`].
+pub fn read_text(path: &str) -> Result<Option<String>, LinuxError> {
+    match fs::read_to_string(format!("/proc/sys/{path}")) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(LinuxError::system(format!("sysctl {path}"), error)),
     }
 }
@@ -84,6 +96,15 @@ pub fn read(path: &str) -> Result<Option<i64>, LinuxError> {
 /// # Errors
 /// [`LinuxError::System`]; read-only where `/proc/sys` is mounted so.
 pub fn write(path: &str, value: i64) -> Result<(), LinuxError> {
-    fs::write(format!("/proc/sys/{path}"), value.to_string())
+    write_text(path, &value.to_string())
+}
+
+/// Sets one to a text. Its line is ended, or else an empty one would say nothing.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_text(path: &str, value: &str) -> Result<(), LinuxError> {
+    let file = File::options().write(true).open(format!("/proc/sys/{path}"));
+    file.and_then(|mut file| file.write_all(format!("{value}\n").as_bytes()))
         .map_err(|error| LinuxError::system(format!("sysctl {path}"), error))
 }

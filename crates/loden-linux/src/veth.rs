@@ -8,12 +8,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use loden_core::attach;
 use loden_core::kernel::link::{Link, Port};
 use loden_core::kernel::{NO_GROUP, PARKED_GROUP};
-use loden_core::model::{Attachment, AttachmentKey, IfName};
+use loden_core::model::{Attachment, AttachmentKey, IfName, Shape};
 
 use crate::error::LinuxError;
 use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
 use crate::rt::link::{self, VethEnd};
+use crate::shape;
 
 /// Makes the pair and sets the host's end up.
 ///
@@ -53,17 +54,29 @@ fn make_pair(
     if host_side.port != Port::default() {
         link::set_port(&mut w, name, host_side.port);
     }
-    link::set_up(&mut w, name, true);
+    let bound = attachment.bandwidth.ingress;
+    if bound.is_none() {
+        link::set_up(&mut w, name, true);
+    }
     let what = format!("veth {name} with {} in the pod", attachment.key.ifname);
     let mut results = socket.batch(&mut w)?.into_iter();
     if let Some(Err(error)) = results.next() {
         return Err(error.renamed(&what));
     }
-    results.collect::<Result<(), _>>().map_err(|error| {
+    let mut bounded = || bound.map_or(Ok(()), |shape| set_up_bounded(socket, name, shape, attachment.mtu));
+    results.collect::<Result<(), _>>().and_then(|()| bounded()).map_err(|error| {
         // The first error is the one that counts.
         let _ = delete(name);
         error.renamed(&what)
     })
+}
+
+/// The bound comes first: no packet gets past it.
+fn set_up_bounded(socket: &mut Socket, name: IfName, bound: Shape, mtu: u32) -> Result<(), LinuxError> {
+    shape::put(socket, name, bound, mtu)?;
+    let mut w = Writer::default();
+    link::set_up(&mut w, name, true);
+    socket.batch(&mut w)?.into_iter().collect()
 }
 
 /// Takes the host's end of an attachment out of its bridge and down, for the reaper: so its routes go as well. A missing one

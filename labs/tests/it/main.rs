@@ -1,6 +1,7 @@
 //! What holds on the real kernel, with the real programs, under real packets. Needs root and the built programs.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
 
+mod bandwidth;
 mod docs;
 mod drift;
 mod install;

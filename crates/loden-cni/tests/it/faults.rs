@@ -125,7 +125,7 @@ fn an_add_does_not_outlive_the_del_that_came_meanwhile() {
     let host = Host::new(&["10.1.0.0/24"]);
     let ledger = Ledger::new(host.run_dir());
     let node = std::fs::read(host.run_dir().node_file()).expect("node.json");
-    let facts = HostFacts { node: serde_json::from_slice(&node).expect("node.json"), master: None };
+    let facts = HostFacts { node: serde_json::from_slice(&node).expect("node.json"), ..HostFacts::default() };
     let conf =
         NetConf::parse(host.conf("1.1.0", &json!({})).as_bytes(), Verb::Add, Role::Loden).expect("a configuration");
     let variables = |name: &str| (name == "CNI_COMMAND").then(|| "VERSION".to_owned());

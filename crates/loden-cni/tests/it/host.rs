@@ -116,8 +116,20 @@ impl Host {
 
     pub fn begin_as(&self, role: &str, verb: &str, pod: &str, stdin: &[u8], variables: &[(&str, &str)]) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loden-cni"));
+        command.arg0(role);
+        self.begin_command(command, verb, pod, stdin, variables)
+    }
+
+    /// The same by a command that ends in the plugin.
+    pub fn begin_command(
+        &self,
+        mut command: Command,
+        verb: &str,
+        pod: &str,
+        stdin: &[u8],
+        variables: &[(&str, &str)],
+    ) -> Child {
         command
-            .arg0(role)
             .env_clear()
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", pod)

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod bridges;
+mod chained;
 mod delegates;
 mod disk;
 mod disks;

@@ -9,6 +9,7 @@ use loden_linux::{netns, pod};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::{Value, json};
 
+use crate::chained::{THEIRS, eth0, read, tc, theirs};
 use crate::delegates::Plugins;
 use crate::host::{Host, answer};
 use crate::ports::elements;
@@ -27,9 +28,15 @@ enum Way {
     Ports,
     /// Ports alone, behind another plugin.
     Portmap,
+    /// A bound on the rate alone, behind another plugin.
+    Bandwidth,
+    /// Settings alone, behind another plugin.
+    Tuning,
     /// By the bridge, with addresses of another plugin.
     Delegated,
 }
+
+const BEHIND: [Way; 3] = [Way::Portmap, Way::Bandwidth, Way::Tuning];
 
 const PODS: [Way; 5] = [Way::Bridge, Way::Routed, Way::Macvlan, Way::Ports, Way::Delegated];
 
@@ -39,9 +46,10 @@ fn row(point: &str) -> Option<(&'static str, &'static [Way])> {
         "add-begun" | "add-marked" | "add-counted" | "add-reserved" | "add-linked" | "add-host-set" | "add-made"
         | "add-completed" => Some(("ADD", &PODS)),
         "add-delegated" => Some(("ADD", &[Way::Delegated])),
-        "add-ports-asked" => Some(("ADD", &[Way::Portmap])),
-        "add-ports-open" => Some(("ADD", &[Way::Bridge, Way::Macvlan, Way::Ports, Way::Portmap])),
+        "add-part-asked" | "add-part-made" => Some(("ADD", &BEHIND)),
+        "add-ports-open" => Some(("ADD", &[Way::Bridge, Way::Macvlan, Way::Ports])),
         "del-begun" | "del-parked" | "del-freed" => Some(("DEL", &PODS)),
+        "del-part-taken" => Some(("DEL", &BEHIND)),
         "del-ports-closed" | "del-forgotten" => {
             Some(("DEL", &[Way::Bridge, Way::Routed, Way::Macvlan, Way::Ports, Way::Portmap, Way::Delegated]))
         }
@@ -65,7 +73,7 @@ impl Scene {
     fn new(way: Way) -> Self {
         let (host, plugins) = (Host::new(&TINY), Plugins::new());
         let wire = (way == Way::Macvlan).then(|| Wire::new(&host));
-        host.pod("a");
+        let pod = host.pod("a");
         let ports = json!([{ "hostPort": 8080, "containerPort": 80 }, { "hostPort": 53, "containerPort": 53, "protocol": "udp" }]);
         let one =
             json!({ "type": "host-local", "ranges": [[{ "subnet": "10.7.0.0/30" }], [{ "subnet": "fd07::/126" }]] });
@@ -77,6 +85,14 @@ impl Scene {
             Way::Portmap => json!({
                 "runtimeConfig": { "portMappings": ports },
                 "prevResult": { "cniVersion": "1.1.0", "ips": [{ "address": "10.9.0.2/24" }] },
+            }),
+            Way::Bandwidth => json!({
+                "ingressRate": 8_000_000, "ingressBurst": 80_000, "egressRate": 8_000_000, "egressBurst": 80_000,
+                "prevResult": theirs(&host, &pod),
+            }),
+            Way::Tuning => json!({
+                "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "1" }, "mtu": 1400, "promisc": true,
+                "mac": "02:00:00:00:00:07", "prevResult": theirs(&host, &pod),
             }),
             Way::Delegated => {
                 let lease = plugins.path().join("lease");
@@ -97,7 +113,12 @@ impl Scene {
     }
 
     fn role(&self) -> &'static str {
-        if self.way == Way::Portmap { "portmap" } else { "loden-cni" }
+        match self.way {
+            Way::Portmap => "portmap",
+            Way::Bandwidth => "bandwidth",
+            Way::Tuning => "tuning",
+            _ => "loden-cni",
+        }
     }
 
     fn begin(&self, verb: &str, variables: &[(&str, &str)]) -> Child {
@@ -127,6 +148,11 @@ impl Scene {
         left.extend((elements(&self.host) > 0).then(|| "ports".to_owned()));
         left.extend(self.host.pod_routes().iter().map(|route| format!("{route:?}")));
         left.extend(self.plugins.path().join("lease").exists().then(|| "the address of another plugin".to_owned()));
+        if matches!(self.way, Way::Bandwidth | Way::Tuning) {
+            left.retain(|name| name != THEIRS);
+            left.extend(changed(&self.host));
+            return left;
+        }
         let (ns, eth0) = (netns::NetNs::open(&self.host.netns_path("a")), "eth0".parse().expect("a name"));
         let is_there = ns.is_ok_and(|ns| pod::exists_in(&ns, eth0).expect("asked"));
         left.extend(is_there.then(|| "eth0 in the pod".to_owned()));
@@ -142,6 +168,24 @@ impl Scene {
         }
         assert_eq!(self.left(), Vec::<String>::new(), "{what}, the next ADD and DEL");
     }
+}
+
+/// What is not as another plugin made it of its pod's link.
+fn changed(host: &Host) -> Option<String> {
+    let pod = netns::NetNs::open(&host.netns_path("a")).expect("the pod's namespace");
+    let seen = eth0(&pod);
+    let is = format!(
+        "{}{}{} {} {:?} {}",
+        tc(host.ns(), THEIRS),
+        tc(&pod, "eth0"),
+        seen.link.mtu,
+        seen.is_promiscuous,
+        seen.link.mac,
+        read(&pod, "net/ipv4/conf/eth0/arp_filter")
+    );
+    let mac = "02:00:00:00:09:02".parse::<loden_core::model::Mac>().ok();
+    let was = format!("qdisc noqueue 0: root refcnt 2 \nqdisc noqueue 0: root refcnt 2 \n1500 false {mac:?} 0");
+    (is != was).then_some(is)
 }
 
 fn stopped(point: &str, signal: &str) -> [(&'static str, String); 2] {

@@ -1,7 +1,9 @@
 //! The network configuration on standard input, as far as this plugin heeds it.
 
 mod attach;
+mod bandwidth;
 mod ipam;
+mod tuning;
 
 use std::net::IpAddr;
 
@@ -10,10 +12,11 @@ use serde_json::Value;
 
 use super::keys::Keys;
 use super::{CniError, Code, Role, Success, Verb, Version};
-use crate::model::{IfName, Mac, PLAIN_NAME, PortMapping, Transport, is_plain_name};
+use crate::model::{Bandwidth, IfName, Mac, PLAIN_NAME, PortMapping, Transport, is_plain_name};
 
 pub use attach::{AttachConf, BridgeConf, MacvlanConf};
 pub use ipam::{IpamConf, IpamSource};
+pub use tuning::{TuningConf, tuning};
 
 /// Kubernetes annotations of a pod, where the runtime passes them on: addresses that it asks for, and its Ethernet address.
 const IPS_ANNOTATION: &str = "loden.dev/ips";
@@ -30,7 +33,7 @@ pub struct NetConf {
     pub run_dir: String,
     /// `quarantineSeconds`: how long a freed address rests before it is given again; default 30.
     pub quarantine: u32,
-    /// What an ADD makes; the other verbs do not ask.
+    /// What an ADD makes; most other verbs do not ask.
     pub make: Option<MakeConf>,
     /// What the plugins before this one, or the ADD, came to.
     pub previous: Option<Success>,
@@ -60,6 +63,10 @@ pub struct MakeConf {
     pub ports: Vec<PortMapping>,
     /// `ipMasq`: whether what the pod sends to the outside takes the host's address.
     pub masquerade: bool,
+    /// How fast the pod's packets may go: `ingressRate` and its like, or `runtimeConfig.bandwidth`.
+    pub bandwidth: Bandwidth,
+    /// `sysctl`, and in the place of `tuning` its other keys.
+    pub tuning: TuningConf,
     /// `dns`, or what the runtime says instead, in the result's form.
     pub dns: Option<Value>,
 }
@@ -96,7 +103,8 @@ impl NetConf {
                 format!("the network's name {name:?} is not valid: {PLAIN_NAME}"),
             ));
         }
-        let is_making = matches!(verb, Verb::Add | Verb::Status);
+        // CHECK of a plugin behind others asks whether what it was to make was made.
+        let is_making = matches!(verb, Verb::Add | Verb::Status) || (verb == Verb::Check && role.part().is_some());
         let quarantine = if is_making { keys.number("quarantineSeconds")? } else { None };
         let given = get_for(&[Verb::Add, Verb::Check], "prevResult");
         let previous = given.map(|value| Success::parse(value, version)).transpose()?;
@@ -143,6 +151,11 @@ impl MakeConf {
             ips: asked.ips,
             ports: asked.ports,
             masquerade: keys.is_set("ipMasq")?,
+            bandwidth: match role {
+                Role::Loden | Role::Bandwidth => bandwidth::parse(keys)?,
+                _ => Bandwidth::default(),
+            },
+            tuning: TuningConf::parse(keys, role)?,
             dns: asked.dns.or_else(|| keys.get("dns").cloned()).or_else(|| ipam.dns.clone()),
             ipam: IpamConf { routes, ..ipam },
         })

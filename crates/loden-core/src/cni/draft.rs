@@ -8,8 +8,8 @@ use crate::attach::Draft;
 use crate::ipam::{Demand, Offer, Range, Supply};
 use crate::kernel::default_priority;
 use crate::model::{
-    Attach, AttachmentKey, BridgePort, Family, IfName, Mac, Macvlan, MacvlanMode, OwnBridge, PodAddress, PodRoute,
-    PortMapping, Prefix,
+    Attach, AttachmentKey, Bandwidth, BridgePort, Family, IfName, Mac, Macvlan, MacvlanMode, OwnBridge, PodAddress,
+    PodRoute, PortMapping, Prefix,
 };
 
 /// What is known of the host, as far as the configuration asks for it.
@@ -19,6 +19,8 @@ pub struct HostFacts {
     pub node: Option<NodeFile>,
     /// The interface that a macvlan is to be beside of.
     pub master: Option<Master>,
+    /// The text of the file that restricts sysctls.
+    pub allow_list: Option<String>,
 }
 
 /// A macvlan's master.
@@ -71,13 +73,13 @@ pub fn draft(
         demand = Demand::default();
     }
     let is_default = is_default(make, make.ipam.routes.is_some());
-    let asked = mac_of(environment)?;
-    let given = make.mac.or(asked);
+    let given = make.mac.or(environment.mac()?);
     let passed_through = facts
         .master
         .and_then(|master| master.mac)
         .filter(|_| matches!(&attach, Attach::Macvlan(Macvlan { mode: MacvlanMode::Passthru, .. })));
     let derived = Mac::derived(&["pod", &key.network, &key.container, key.ifname.as_str()]);
+    let ifname = key.ifname;
     Ok(Draft {
         mac: given.or(passed_through).unwrap_or(derived),
         mtu: make.mtu.or(mtu_usual).or(node.map(|node| node.mtu_pod)).unwrap_or(MTU_ETHERNET),
@@ -90,6 +92,8 @@ pub fn draft(
         is_down,
         ports: ports(make)?,
         masquerade: make.masquerade,
+        bandwidth: bandwidth(make)?,
+        tuning: make.tuning.resolve(ifname, facts.allow_list.as_deref())?,
         pod: environment.pod(),
         netns: environment.netns.clone().unwrap_or_default(),
         delegates: Vec::new(),
@@ -182,14 +186,6 @@ fn no_address(key: &str, text: &str) -> CniError {
     CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS: {key}={text:?} is no address"))
 }
 
-fn mac_of(environment: &Environment) -> Result<Option<Mac>, CniError> {
-    let parse = |text: &str| {
-        text.parse()
-            .map_err(|error| CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS: MAC={text:?}: {error}")))
-    };
-    environment.arg("MAC").filter(|text| !text.is_empty()).map(parse).transpose()
-}
-
 /// What is asked for replaces what the configuration gives as fixed: with the length and the gateway of the network there that it
 /// lies in, else with its own length and the gateway that is asked for.
 fn override_fixed(demand: &mut Demand, asked: &[AskedIp], gateway: Option<IpAddr>) -> Result<(), CniError> {
@@ -252,6 +248,17 @@ fn ports(make: &MakeConf) -> Result<Vec<PortMapping>, CniError> {
             Err(invalid("`portMappings` needs `hostLink` with a macvlan: without it the host does not reach its pods"))
         }
         _ => Ok(make.ports.clone()),
+    }
+}
+
+/// What goes to a macvlan comes straight from the wire, or from its neighbours: nothing of the host's can hold it up.
+fn bandwidth(make: &MakeConf) -> Result<Bandwidth, CniError> {
+    match &make.attach {
+        AttachConf::Macvlan(_) if make.bandwidth.ingress.is_some() => Err(CniError::new(
+            Code::UnsupportedField,
+            "`ingressRate` is not supported with a macvlan, which has no end on the host; `egressRate` is",
+        )),
+        _ => Ok(make.bandwidth),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The variables that a runtime sets. An empty one is as good as none (containerd sets all of them, always).
 
 use super::{CniError, Code};
-use crate::model::{IfName, PLAIN_NAME, is_plain_name};
+use crate::model::{IfName, Mac, PLAIN_NAME, is_plain_name};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +95,18 @@ impl Environment {
     #[must_use]
     pub fn arg(&self, name: &str) -> Option<&str> {
         self.args.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The Ethernet address that `CNI_ARGS` asks for.
+    ///
+    /// # Errors
+    /// Code 4 when it is none.
+    pub fn mac(&self) -> Result<Option<Mac>, CniError> {
+        let parse = |text: &str| {
+            text.parse()
+                .map_err(|error| CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS: MAC={text:?}: {error}")))
+        };
+        self.arg("MAC").filter(|text| !text.is_empty()).map(parse).transpose()
     }
 
     /// Whether `CNI_ARGS` has only keys that are known; a runtime that sends others says `IgnoreUnknown=1`.

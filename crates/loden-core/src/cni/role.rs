@@ -1,5 +1,7 @@
 //! As which plugin this one is called: by its own name, or in the place of one of the reference plugins.
 
+use crate::model::Part;
+
 /// The plugin whose configuration is read and whose work is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -17,6 +19,10 @@ pub enum Role {
     Static,
     /// `portmap`, behind another plugin.
     Portmap,
+    /// `bandwidth`, behind another plugin.
+    Bandwidth,
+    /// `tuning`, behind another plugin.
+    Tuning,
     /// `loopback`.
     Loopback,
     /// `flannel`: its configuration becomes another plugin's.
@@ -34,6 +40,8 @@ impl Role {
             "host-local" => Self::HostLocal,
             "static" => Self::Static,
             "portmap" => Self::Portmap,
+            "bandwidth" => Self::Bandwidth,
+            "tuning" => Self::Tuning,
             "loopback" => Self::Loopback,
             "flannel" => Self::Flannel,
             _ => Self::Loden,
@@ -44,6 +52,17 @@ impl Role {
     #[must_use]
     pub fn makes_interfaces(self) -> bool {
         matches!(self, Self::Loden | Self::Bridge | Self::Ptp | Self::Macvlan)
+    }
+
+    /// The part of an attachment that it makes behind another plugin.
+    #[must_use]
+    pub fn part(self) -> Option<Part> {
+        match self {
+            Self::Portmap => Some(Part::Ports),
+            Self::Bandwidth => Some(Part::Bandwidth),
+            Self::Tuning => Some(Part::Tuning),
+            _ => None,
+        }
     }
 
     /// Whether it gives addresses to another plugin.

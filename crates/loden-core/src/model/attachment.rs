@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::mac::digits;
 use super::name::is_plain_name;
-use super::{IfName, Mac, PortMapping, Prefix};
+use super::{Bandwidth, IfName, Mac, PortMapping, Prefix, Tuning};
 use crate::ipam::Supply;
 
 /// What makes an attachment unique: the specification's pair of container and interface, within a network.
@@ -63,7 +63,7 @@ pub enum Attach {
     Ptp,
     /// By an interface beside the host's own, on the same wire.
     Macvlan(Macvlan),
-    /// By another plugin: only its addresses or its ports are loden's.
+    /// By another plugin: only parts of it are loden's.
     Foreign {
         /// The host's link that its packets come in by, where that is known.
         #[serde(default, skip_serializing_if = "Option::is_none", rename = "hostDevice")]
@@ -279,6 +279,12 @@ pub struct Attachment {
     /// Whether what it sends to the outside takes the host's address (`ipMasq`).
     #[serde(default)]
     pub masquerade: bool,
+    /// How fast its packets may go.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_empty")]
+    pub bandwidth: Bandwidth,
+    /// Settings of its namespace and interface.
+    #[serde(default, skip_serializing_if = "Tuning::is_empty")]
+    pub tuning: Tuning,
     /// The path of the pod's network namespace.
     pub netns: String,
     /// The pod's namespace and name, where the runtime gave them: for people and for events.
@@ -331,15 +337,84 @@ impl BridgePort {
     }
 }
 
+/// A part of an attachment that has a plugin of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Its addresses.
+    Addresses,
+    /// Ports of the host that lead to it.
+    Ports,
+    /// How fast its packets may go.
+    Bandwidth,
+    /// Settings of its namespace and interface.
+    Tuning,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Addresses => "addresses",
+            Self::Ports => "ports",
+            Self::Bandwidth => "bandwidth",
+            Self::Tuning => "settings",
+        })
+    }
+}
+
 impl Attachment {
     /// Whether nothing is left of it that anybody has to take away: another plugin made the link.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let has_supply = self.addresses.iter().any(|address| address.supply.is_some());
-        matches!(self.attach, Attach::Foreign { .. })
-            && self.ports.is_empty()
-            && self.delegates.is_empty()
-            && !has_supply
+        let is_foreign = matches!(self.attach, Attach::Foreign { .. });
+        let parts = [Part::Addresses, Part::Ports, Part::Bandwidth, Part::Tuning];
+        is_foreign && self.delegates.is_empty() && parts.iter().all(|part| !self.has(*part))
+    }
+
+    /// Whether it has this part. Addresses that another plugin gave are none.
+    #[must_use]
+    pub fn has(&self, part: Part) -> bool {
+        match part {
+            Part::Addresses => self.addresses.iter().any(|address| address.supply.is_some()),
+            Part::Ports => !self.ports.is_empty(),
+            Part::Bandwidth => !self.bandwidth.is_empty(),
+            Part::Tuning => !self.tuning.is_empty(),
+        }
+    }
+
+    /// The same with a part of another one, and what that one knows of the link where a third plugin made it. Settings go on top
+    /// of those that are there: each of several plugins may make some.
+    #[must_use]
+    pub fn with_part(&self, part: Part, of: &Self) -> Self {
+        let mut with = self.clone();
+        match part {
+            Part::Addresses => with.addresses.clone_from(&of.addresses),
+            Part::Ports => with.ports.clone_from(&of.ports),
+            Part::Bandwidth => with.bandwidth = of.bandwidth,
+            Part::Tuning => with.tuning = with.tuning.overlaid(of.tuning.clone()),
+        }
+        if let (Attach::Foreign { host_device }, Attach::Foreign { host_device: known }) =
+            (&mut with.attach, &of.attach)
+        {
+            *host_device = known.or(*host_device);
+            with.host_side = of.host_side.or(with.host_side);
+            if with.addresses.is_empty() {
+                with.addresses.clone_from(&of.addresses);
+            }
+        }
+        with
+    }
+
+    /// The same without a part. A link that another plugin made may still bear its addresses: they are not ours any more.
+    #[must_use]
+    pub fn without(&self, part: Part) -> Self {
+        let mut rest = self.clone();
+        match part {
+            Part::Addresses => rest.addresses.iter_mut().for_each(|address| address.supply = None),
+            Part::Ports => rest.ports.clear(),
+            Part::Bandwidth => rest.bandwidth = Bandwidth::default(),
+            Part::Tuning => rest.tuning = Tuning::default(),
+        }
+        rest
     }
 
     /// The pod's addresses without lengths.

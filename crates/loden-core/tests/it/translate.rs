@@ -74,8 +74,11 @@ fn translate(fixture: &Fixture) -> Result<(Value, Value), CniError> {
                    { "cidr": "fd01:0:0:7::/64", "gateway": "fd01:0:0:7::1", "pool": "p6" }],
     });
     let master = Master { name: "eth0".parse().expect("a name"), mtu: 1500, mac: None };
-    let facts =
-        HostFacts { node: fixture.node.then(|| serde_json::from_value(node).expect("a node")), master: Some(master) };
+    let facts = HostFacts {
+        node: fixture.node.then(|| serde_json::from_value(node).expect("a node")),
+        master: Some(master),
+        allow_list: None,
+    };
     let key = AttachmentKey {
         network: conf.name.clone().expect("a name"),
         container: environment.container.clone().expect("a container"),

@@ -215,6 +215,12 @@ pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
+/// The 64-bit number in host order at an offset.
+#[must_use]
+pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes)
+}
+
 /// The 32-bit number in network order that is the whole value.
 #[must_use]
 pub fn be32(bytes: &[u8]) -> Option<u32> {

@@ -23,6 +23,7 @@ pub const SET: u16 = 19;
 pub const INFO: usize = 16;
 const IFF_UP: u32 = 1;
 const IFF_PROMISC: u32 = 0x100;
+const IFF_ALLMULTI: u32 = 0x200;
 /// `IFF_RUNNING | IFF_LOWER_UP`.
 const RUNNING: u32 = 0x1_0040;
 /// `RTEXT_FILTER_SKIP_STATS`: counters are most of a link's message and nobody here reads them.
@@ -36,6 +37,7 @@ pub mod ifla {
     pub const MTU: u16 = 4;
     pub const LINK: u16 = 5;
     pub const MASTER: u16 = 10;
+    pub const TXQLEN: u16 = 13;
     pub const LINKINFO: u16 = 18;
     pub const AF_SPEC: u16 = 26;
     pub const GROUP: u16 = 27;
@@ -78,6 +80,12 @@ pub struct Seen {
     pub is_running: bool,
     /// Whether it takes in all frames.
     pub is_promiscuous: bool,
+    /// Whether it takes in all multicast frames.
+    pub is_all_multicast: bool,
+    /// How many packets may wait to be sent.
+    pub tx_queue_len: Option<u32>,
+    /// The number of the link that it is tied to, maybe in another namespace: a veth's other end, a macvlan's master.
+    pub peer: Option<u32>,
 }
 
 /// `struct ifinfomsg`.
@@ -235,17 +243,32 @@ pub fn addr_gen_none(w: &mut Writer) {
 
 /// Sets a link up or down.
 pub fn set_up(w: &mut Writer, name: IfName, up: bool) {
+    set_flag(w, name, IFF_UP, up);
+}
+
+/// Whether a link takes in all frames.
+pub fn set_promiscuous(w: &mut Writer, name: IfName, on: bool) {
+    set_flag(w, name, IFF_PROMISC, on);
+}
+
+/// Whether a link takes in all multicast frames.
+pub fn set_all_multicast(w: &mut Writer, name: IfName, on: bool) {
+    set_flag(w, name, IFF_ALLMULTI, on);
+}
+
+fn set_flag(w: &mut Writer, name: IfName, flag: u32, on: bool) {
     w.begin(SET, 0);
-    w.raw(&info(0, if up { IFF_UP } else { 0 }, IFF_UP));
+    w.raw(&info(0, if on { flag } else { 0 }, flag));
     w.text(ifla::IFNAME, name.as_str());
     w.end();
 }
 
-/// Lets a link take in all frames.
-pub fn set_promiscuous(w: &mut Writer, name: IfName) {
+/// Sets how many packets may wait to be sent.
+pub fn set_tx_queue_len(w: &mut Writer, name: IfName, length: u32) {
     w.begin(SET, 0);
-    w.raw(&info(0, IFF_PROMISC, IFF_PROMISC));
+    w.raw(&info(0, 0, 0));
     w.text(ifla::IFNAME, name.as_str());
+    w.u32(ifla::TXQLEN, length);
     w.end();
 }
 
@@ -285,12 +308,28 @@ pub fn read(socket: &mut Socket, name: IfName) -> Result<Option<Seen>, LinuxErro
 ///
 /// # Errors
 /// [`LinuxError`].
-pub fn read_with(socket: &mut Socket, name: IfName, mut take: impl FnMut(&[u8])) -> Result<Option<Seen>, LinuxError> {
+pub fn read_with(socket: &mut Socket, name: IfName, take: impl FnMut(&[u8])) -> Result<Option<Seen>, LinuxError> {
     let mut w = Writer::default();
     w.begin(GET, 0);
     w.raw(&info(0, 0, 0));
     w.text(ifla::IFNAME, name.as_str());
     w.end();
+    read_one(socket, w, take)
+}
+
+/// The same by its number.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn read_number(socket: &mut Socket, number: u32) -> Result<Option<Seen>, LinuxError> {
+    let mut w = Writer::default();
+    w.begin(GET, 0);
+    w.raw(&info(number, 0, 0));
+    w.end();
+    read_one(socket, w, |_| {})
+}
+
+fn read_one(socket: &mut Socket, mut w: Writer, mut take: impl FnMut(&[u8])) -> Result<Option<Seen>, LinuxError> {
     let mut found = None;
     let results = socket.batch_with_echo(&mut w, |_, message| {
         found = parse(message.payload);
@@ -425,6 +464,9 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
         underlay,
         is_running: flags & RUNNING == RUNNING,
         is_promiscuous: flags & IFF_PROMISC != 0,
+        is_all_multicast: flags & IFF_ALLMULTI != 0,
+        tx_queue_len: number(ifla::TXQLEN),
+        peer: number(ifla::LINK),
     })
 }
 

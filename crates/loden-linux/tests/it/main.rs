@@ -8,6 +8,7 @@ mod hostile;
 mod monitor;
 mod objects;
 mod peers;
+mod qdisc;
 mod refusals;
 mod support;
 mod underlay;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use loden_core::attach::Draft;
 use loden_core::ipam::{Demand, Offer, Range, Supply};
-use loden_core::model::{Attach, AttachmentKey, Mac};
+use loden_core::model::{Attach, AttachmentKey, Bandwidth, Mac, Tuning};
 use loden_linux::ledger::Ledger;
 use loden_linux::run_dir::RunDir;
 
@@ -58,6 +58,8 @@ fn draft(n: usize, demand: &Demand) -> Result<Draft> {
         is_down: false,
         ports: Vec::new(),
         masquerade: false,
+        bandwidth: Bandwidth::default(),
+        tuning: Tuning::default(),
         netns: String::new(),
         pod: None,
     })

@@ -85,7 +85,13 @@ impl AttachConf {
             }
             Role::Ptp => Ok(Self::Ptp),
             Role::Macvlan => MacvlanConf::parse(keys).map(Self::Macvlan),
-            Role::HostLocal | Role::Static | Role::Portmap | Role::Loopback | Role::Flannel => Ok(Self::Foreign),
+            Role::HostLocal
+            | Role::Static
+            | Role::Loopback
+            | Role::Flannel
+            | Role::Portmap
+            | Role::Bandwidth
+            | Role::Tuning => Ok(Self::Foreign),
         }
     }
 }
