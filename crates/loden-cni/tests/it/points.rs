@@ -2,6 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use loden_linux::fault::POINTS;
@@ -192,13 +193,20 @@ fn stopped(point: &str, signal: &str) -> [(&'static str, String); 2] {
     [("LODEN_FAULT_POINT", point.to_owned()), ("LODEN_FAULT_SIGNAL", signal.to_owned())]
 }
 
-/// All points of pods, with each attachment that comes by it.
-fn each(mut work: impl FnMut(&'static str, &'static str, Way)) {
-    for point in POINTS {
-        if let Some((verb, ways)) = row(point) {
-            ways.iter().for_each(|way| work(point, verb, *way));
+/// All points of pods, with each attachment that comes by it; several at a time, since the kernel mostly waits for itself.
+fn each(work: impl Fn(&'static str, &'static str, Way) + Sync) {
+    let rows = POINTS.into_iter().filter_map(|point| Some((point, row(point)?)));
+    let all: Vec<_> = rows.flat_map(|(point, (verb, ways))| ways.iter().map(move |way| (point, verb, *way))).collect();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while let Some((point, verb, way)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(point, verb, *way);
+                }
+            });
         }
-    }
+    });
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Ports of the host that lead to pods: for clients on the wire, on the host, in the pod itself and in its neighbours.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use loden_core::kernel::nft::{TABLE_PORTS, Table};
 use loden_linux::ledger::Ledger;
@@ -39,7 +39,16 @@ fn at(text: &str) -> SocketAddr {
 
 /// What a client in `from` is answered at `to` by the server in the pod: its name, and who it saw.
 fn ask_tcp(pod: &NetNs, listen: &str, from: &NetNs, to: &str) -> Option<IpAddr> {
-    let listener = pod.run(|| TcpListener::bind(listen).expect("bound")).expect("a thread");
+    // A program that another test is starting just now has the last one open until it begins.
+    let until = Instant::now() + PATIENCE;
+    let listener = loop {
+        match pod.run(|| TcpListener::bind(listen)).expect("a thread") {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            bound => break bound.expect("bound"),
+        }
+    };
     listener.set_nonblocking(true).expect("set");
     let stream = from.run(|| TcpStream::connect_timeout(&at(to), Duration::from_millis(700)).ok()).expect("a thread");
     let mut stream = stream?;
