@@ -52,6 +52,17 @@ fn pods_of_two_containers_reach_each_other_and_go_wholly() {
     addresses.iter().for_each(|addr| assert!(seen[0].contains(&format!("inet{} {addr}/", v6(addr))), "{}", seen[0]));
     assert!(seen[0].contains("lo: <LOOPBACK,UP"), "{}", seen[0]);
 
+    // The annotations are token buckets at both ends of the pod's link, one a direction.
+    let host_side = far.node.attachment(&b.id).host_side.expect("a host's end").to_string();
+    let netns = far.node.attachment(&b.id).netns;
+    let buckets = [
+        far.node.run("tc", &["qdisc", "show", "dev", &host_side]),
+        far.node.run("nsenter", &[&format!("--net={netns}"), "tc", "qdisc", "show", "dev", "eth0"]),
+    ];
+    for bucket in buckets.map(|said| said.expect("tc")) {
+        assert!(bucket.contains("tbf") && bucket.contains("rate 8Mbit"), "{bucket}");
+    }
+
     // From the other container of the pod by the loopback address, and from the other host's pod.
     wait_for("the server listens", || page(&near.node.netns(), (addresses[0], 80)).is_ok());
     let ask = |runtime: &Containerd<'_>, container: &str, at: SocketAddr| {
