@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: measures against a named peer in one interleaved run. One JSON object a row; see benches/README.md.
 
 mod agent;
+mod bandwidth;
 mod cni;
 mod peers;
 
@@ -13,7 +14,7 @@ use crate::shell;
 /// What may be asked for.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Which: peers, cni, agent.
+    /// Which: peers, cni, bandwidth, agent.
     name: String,
     /// Prints each row as JSON.
     #[arg(long)]
@@ -54,8 +55,9 @@ pub fn run(options: &Options) -> Result<()> {
     let rows = match options.name.as_str() {
         "peers" => peers::run(options.runs)?,
         "cni" => cni::run(options.runs)?,
+        "bandwidth" => bandwidth::run(options.runs)?,
         "agent" => agent::run()?,
-        other => bail!("there is no benchmark {other:?}: peers, cni and agent are there"),
+        other => bail!("there is no benchmark {other:?}: peers, cni, bandwidth and agent are there"),
     };
     let mut fallen = Vec::new();
     for row in &rows {

@@ -1,7 +1,7 @@
 //! `loden-cni` against the reference plugins, each called as a runtime calls it, in turn on one host of a lab.
 
 mod alloc;
-mod network;
+pub mod network;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -94,7 +94,7 @@ pub fn run(runs: usize) -> Result<Vec<Row>> {
 const BRIDGE: &str = "bridge + host-local (containernetworking-plugins)";
 
 /// The directory of the reference plugins; installs them where they are missing.
-fn reference() -> Result<&'static Path> {
+pub fn reference() -> Result<&'static Path> {
     let find = || PLACES.iter().map(Path::new).find(|place| place.join("bridge").exists());
     if find().is_none() || !shell::has("iptables") {
         let packages = ["containernetworking-plugins", "iptables"];

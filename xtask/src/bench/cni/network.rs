@@ -20,7 +20,8 @@ pub struct Attached {
     /// The path of the pod's namespace.
     pub netns: PathBuf,
     host_port: Option<u16>,
-    result: Value,
+    /// The last plugin's answer.
+    pub result: Value,
 }
 
 impl Network {
