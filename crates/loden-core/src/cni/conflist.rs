@@ -22,7 +22,7 @@ impl Conflist {
     /// The list that is put in when none is given. Runtimes that do not know `cniVersions` take 1.0.0.
     #[must_use]
     pub fn built_in(run_dir: Option<&str>) -> String {
-        let asked = ["portMappings", "ips", "mac", "dns", "io.kubernetes.cri.pod-annotations"];
+        let asked = ["portMappings", "bandwidth", "ips", "mac", "dns", "io.kubernetes.cri.pod-annotations"];
         let capabilities: Map<String, Value> = asked.iter().map(|key| ((*key).to_owned(), true.into())).collect();
         let mut plugin = json!({ "type": PROGRAM, "capabilities": capabilities });
         if let Some(run_dir) = run_dir {
