@@ -6,6 +6,7 @@ mod docs;
 mod drift;
 mod install;
 mod kill;
+mod macvlan;
 mod refuse;
 mod routed;
 mod runtimes;
