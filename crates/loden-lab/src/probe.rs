@@ -1,5 +1,6 @@
 //! Real packets: echoes of all sorts, a stream that counts what is lost, and a flow that fills its way.
 
+pub mod capture;
 pub mod flow;
 pub mod icmp;
 pub mod reach;

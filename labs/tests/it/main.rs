@@ -4,6 +4,7 @@
 mod bandwidth;
 mod docs;
 mod drift;
+mod frames;
 mod install;
 mod kill;
 mod macvlan;
@@ -13,3 +14,4 @@ mod runtimes;
 mod shapes;
 mod support;
 mod switch;
+mod walk;

@@ -1,0 +1,88 @@
+//! Frames as what they say: enough of ARP (RFC 826), neighbour discovery (RFC 4861) and UDP to follow a packet's way.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use loden_core::model::Mac;
+
+/// A frame's Ethernet addresses, and what it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Source.
+    pub from: Mac,
+    /// Destination.
+    pub to: Mac,
+    /// What is inside.
+    pub what: What,
+}
+
+/// What a frame says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// Who has the address? An ARP request, or a neighbour solicitation.
+    Asks { asker: IpAddr, wanted: IpAddr },
+    /// The address is at this Ethernet address. An ARP reply, or a neighbour advertisement.
+    Answers { wanted: IpAddr, at: Mac },
+    /// A datagram to a port; how many more hops it may take.
+    Datagram { from: IpAddr, to: IpAddr, port: u16, hops: u8 },
+}
+
+const ARP: u16 = 0x0806;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+
+/// Reads a frame; `None` when it says something else.
+pub fn read(frame: &[u8]) -> Option<Said> {
+    let inner = frame.get(14..)?;
+    let what = match u16_at(frame, 12)? {
+        ARP => arp(inner)?,
+        IPV4 => datagram(v4(inner, 12)?, v4(inner, 16)?, *inner.get(8)?, *inner.get(9)?, inner.get(20..)?)?,
+        IPV6 => {
+            let (from, to, payload) = (v6(inner, 8)?, v6(inner, 24)?, inner.get(40..)?);
+            let (next, hops) = (*inner.get(6)?, *inner.get(7)?);
+            if next == ICMPV6 { neighbour(from, payload)? } else { datagram(from, to, hops, next, payload)? }
+        }
+        _ => return None,
+    };
+    Some(Said { from: mac(frame, 6)?, to: mac(frame, 0)?, what })
+}
+
+fn arp(packet: &[u8]) -> Option<What> {
+    let (sender, wanted) = (v4(packet, 14)?, v4(packet, 24)?);
+    match u16_at(packet, 6)? {
+        1 => Some(What::Asks { asker: sender, wanted }),
+        2 => Some(What::Answers { wanted: sender, at: mac(packet, 8)? }),
+        _ => None,
+    }
+}
+
+/// Solicitation 135 and advertisement 136, the latter with the option of the target's Ethernet address (type 2) behind the target.
+fn neighbour(from: IpAddr, message: &[u8]) -> Option<What> {
+    let wanted = v6(message, 8)?;
+    match message.first()? {
+        135 => Some(What::Asks { asker: from, wanted }),
+        136 if message.get(24) == Some(&2) => Some(What::Answers { wanted, at: mac(message, 26)? }),
+        _ => None,
+    }
+}
+
+fn datagram(from: IpAddr, to: IpAddr, hops: u8, protocol: u8, segment: &[u8]) -> Option<What> {
+    (protocol == UDP).then(|| Some(What::Datagram { from, to, port: u16_at(segment, 2)?, hops })).flatten()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn mac(bytes: &[u8], at: usize) -> Option<Mac> {
+    Some(Mac(bytes.get(at..at + 6)?.try_into().ok()?))
+}
+
+fn v4(bytes: &[u8], at: usize) -> Option<IpAddr> {
+    Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?).into())
+}
+
+fn v6(bytes: &[u8], at: usize) -> Option<IpAddr> {
+    Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?).into())
+}
