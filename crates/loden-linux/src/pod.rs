@@ -172,11 +172,19 @@ fn set_up_pod(attachment: &Attachment) -> Result<(), LinuxError> {
     for r in &attachment.routes {
         route::add_in_pod(&mut w, r, leads_to(r, number));
     }
-    let results = socket.batch(&mut w)?;
+    let mut results = socket.batch(&mut w)?;
+    let of_routes = results.split_off(results.len() - attachment.routes.len());
     results
         .into_iter()
         .collect::<Result<(), _>>()
         .map_err(|error| error.renamed(&format!("setting up {ifname} in the pod")))?;
+    for (r, made) in attachment.routes.iter().zip(of_routes) {
+        match made {
+            // Another interface of the pod has it: the first one keeps it, as with the reference plugins.
+            Err(error) if error.errno() == libc::EEXIST => {}
+            made => made.map_err(|error| error.renamed(&format!("route {} of {ifname} in the pod", r.prefix)))?,
+        }
+    }
     detection.map_or(Ok(()), |detection| detection.settle(&mut socket, number))
 }
 
@@ -271,8 +279,11 @@ fn check_pod(attachment: &Attachment, mtu: u32) -> Result<Vec<String>, LinuxErro
         let wanted = Some(leads_to(r, seen.index));
         let table = r.extras.table.unwrap_or(TABLE_MAIN);
         let via = r.gateway.map_or_else(String::new, |gateway| format!(" via {gateway}"));
-        let is_it = |route: &&route::Seen| route.table == table && route.prefix == r.prefix && route.to == wanted;
-        match there.iter().find(is_it) {
+        let is_like = |route: &&route::Seen| route.table == table && route.prefix == r.prefix;
+        let is_anothers =
+            |to: route::To| !matches!(to, route::To::Link(n) | route::To::Gateway(n, _) if n == seen.index);
+        match there.iter().filter(is_like).find(|route| route.to == wanted) {
+            None if there.iter().filter(is_like).any(|route| route.to.is_some_and(is_anothers)) => {}
             None => faults.push(format!("route {}{via} is missing in the pod", r.prefix)),
             Some(seen) if (seen.mtu, seen.advmss) != (r.extras.mtu, r.extras.advmss) => {
                 faults.push(format!("route {}{via} has another MTU or advmss in the pod", r.prefix));

@@ -297,7 +297,7 @@ fn pods_share_the_hosts_own_macvlan_and_the_last_takes_it_along() {
     taken["ipam"]["addresses"] = json!([{ "address": "192.0.2.26/24" }]);
     taken["ipam"]["routes"] = json!([{ "dst": "10.0.0.0/8", "gw": "203.0.113.9" }]);
     let (_, text) = host.call("ADD", "26", &taken).expect_err("its gateway is out of reach");
-    assert!(text.contains("setting up eth0"), "{text}");
+    assert!(text.contains("route 10.0.0.0/8 of eth0 in the pod"), "{text}");
     assert_eq!(links(&host), ["theirs"]);
 }
 

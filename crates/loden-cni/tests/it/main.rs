@@ -16,6 +16,7 @@ mod pipes;
 #[cfg(feature = "fault-points")]
 mod points;
 mod ports;
+mod reference;
 mod roles;
 mod routed;
 mod senders;
