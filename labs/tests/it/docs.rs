@@ -8,10 +8,11 @@ use loden_core::config::node::NodeConfig;
 
 use crate::support::binaries;
 
-const PAGES: [&str; 7] = [
+const PAGES: [&str; 8] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
+    "docs/src/attachments.md",
     "docs/src/introduction.md",
     "docs/src/labs.md",
     "docs/src/pools.md",
@@ -106,6 +107,10 @@ fn while_the_lab_is_up(shell: &Shell) {
         let said = shell.must(&format!("loden -o json {command}"));
         serde_json::from_str::<serde_json::Value>(&said).unwrap_or_else(|error| panic!("{command}: {error}: {said}"));
     }
+    // What it does where there is a list is shown by a lab of its own.
+    let of_bridge = shell.run("loden macvlan sources loden/host1-pod1/eth0");
+    let words = String::from_utf8_lossy(&of_bridge.stderr).into_owned();
+    assert!(!of_bridge.status.success() && words.contains("is no macvlan in mode \"source\""), "{words}");
     let readme = page("README.md");
     let pools = blocks(&readme, "toml").into_iter().find(|block| block.starts_with("[[pool]]")).expect("pools");
     let file = shell.0.join("pools.toml");
