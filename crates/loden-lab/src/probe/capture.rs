@@ -55,6 +55,7 @@ impl Capture {
 
 /// The kernel stamps frames as they pass only from a moment on, some time after it was asked to (`net_enable_timestamp`,
 /// net/core/dev.c); until then they are stamped when they are read, too late to tell their order.
+#[allow(clippy::disallowed_methods, reason = "frames are stamped by the wall clock")]
 fn await_stamps() -> Result<(), LinuxError> {
     const LOOPBACK: u32 = 1;
     let socket = PacketSocket::open(LOOPBACK)?;
