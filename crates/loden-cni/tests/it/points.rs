@@ -25,7 +25,7 @@ enum Way {
     Bridge,
     Routed,
     Macvlan,
-    /// By the bridge, with ports of the host.
+    /// By the bridge, with ports of the host and its senders looked at.
     Ports,
     /// Ports alone, behind another plugin.
     Portmap,
@@ -81,8 +81,10 @@ impl Scene {
         let conf = match way {
             Way::Bridge => json!({}),
             Way::Routed => json!({ "attach": "routed" }),
-            Way::Macvlan => json!({ "attach": "macvlan", "master": "eth0", "ipam": one }),
-            Way::Ports => json!({ "runtimeConfig": { "portMappings": ports }, "ipMasq": true }),
+            Way::Macvlan => json!({ "attach": "macvlan", "master": "eth0", "hostLink": "mv0", "ipam": one }),
+            Way::Ports => {
+                json!({ "runtimeConfig": { "portMappings": ports }, "ipMasq": true, "macspoofchk": true })
+            }
             Way::Portmap => json!({
                 "runtimeConfig": { "portMappings": ports },
                 "prevResult": { "cniVersion": "1.1.0", "ips": [{ "address": "10.9.0.2/24" }] },
@@ -146,7 +148,7 @@ impl Scene {
         self.host.reap();
         let mut left = self.host.leftovers();
         left.retain(|name| name != "eth0" || self.way != Way::Macvlan);
-        left.extend((elements(&self.host) > 0).then(|| "ports".to_owned()));
+        left.extend((elements(&self.host) > 0).then(|| "elements of tables".to_owned()));
         left.extend(self.host.pod_routes().iter().map(|route| format!("{route:?}")));
         left.extend(self.plugins.path().join("lease").exists().then(|| "the address of another plugin".to_owned()));
         if matches!(self.way, Way::Bandwidth | Way::Tuning) {

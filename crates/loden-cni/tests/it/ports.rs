@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use loden_core::kernel::nft::{TABLE_PORTS, Table};
+use loden_core::pod_tables;
 use loden_linux::ledger::Ledger;
 use loden_linux::netns::NetNs;
 use loden_linux::nft::{Nft, Ownership};
@@ -65,8 +66,11 @@ fn table(host: &Host) -> Option<Table> {
     host.run_in(|| Nft::open(TABLE_PORTS, Ownership::Shared).expect("a socket").observe().expect("observed"))
 }
 
+/// How much is in the plugin's tables, of all pods.
 pub fn elements(host: &Host) -> usize {
-    table(host).map_or(0, |table| table.sets.values().map(|set| set.elements.len()).sum())
+    let read = |name| Nft::open(name, Ownership::Shared).expect("a socket").observe().expect("observed");
+    let tables = pod_tables::ALL.into_iter().filter_map(|table| host.run_in(|| read((table.frame)().name)));
+    tables.flat_map(|table| table.sets).map(|(_, set)| set.elements.len()).sum()
 }
 
 /// The switch reaches the host's pods by nothing but the host's own addresses.

@@ -16,6 +16,7 @@ use loden_linux::spawn;
 use serde_json::{Value, json};
 
 use crate::host::{Host, key, reaches};
+use crate::ports::elements;
 
 /// For local experiments (IEEE 802): nobody else's frames have it.
 const PROTOCOL: [u8; 2] = [0x88, 0xb5];
@@ -65,10 +66,6 @@ fn mac_of(result: &Value) -> Mac {
 
 fn table(host: &Host) -> Option<Table> {
     host.run_in(|| Nft::open(TABLE_SENDERS, Ownership::Shared).expect("a socket").observe().expect("observed"))
-}
-
-fn elements(host: &Host) -> usize {
-    table(host).map_or(0, |table| table.sets.values().map(|set| set.elements.len()).sum())
 }
 
 fn nft(host: &Host, args: &[&str]) -> String {
