@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use loden_core::api::Event;
+use loden_core::kernel::nft::{TABLE_PORTS, TABLE_SENDERS};
 use loden_core::kernel::{Kernel, Key, Object, Observed, Scope, Sort};
 use loden_core::model::IfName;
 use loden_lab::Lab;
 use loden_linux::netlink::Writer;
+use loden_linux::nft::{Nft, Ownership};
 use loden_linux::rt::{address, link, neighbour, nexthop, route};
 use loden_linux::{LinuxKernel, sysctl};
 use rustix::process::Signal;
@@ -190,4 +193,29 @@ fn foreign_is_there(lab: &Lab) -> bool {
                 && entries.iter().any(|e| e.is_permanent && e.index == eth0)
         })
         .expect("a thread")
+}
+
+#[test]
+fn the_plugins_tables_are_made_again_when_somebody_deletes_them() {
+    let keys = "[plugin]\nmacspoofchk = true\nipMasq = true\n[plugin.runtimeConfig]\n\
+                portMappings = [{ hostPort = 8080, containerPort = 80 }]\n";
+    let lab = up("plugin-tables", &[SEGMENT, &hosts(1, ""), POOLS, keys].concat());
+    let agent = lab.agent("host1").expect("an agent");
+    let ns = lab.netns("host1").expect("netns");
+    for table in [TABLE_PORTS, TABLE_SENDERS] {
+        let read = || {
+            let observe = || Nft::open(table, Ownership::Shared).expect("a socket").observe().expect("observed");
+            ns.run(observe).expect("a thread")
+        };
+        let wanted = read().expect("there is a pod");
+        assert!(wanted.sets.values().any(|set| !set.elements.is_empty()), "{table}");
+        let last = agent.events(0).expect("events").last().map_or(0, |event| event.seq);
+        let words: Vec<String> = format!("delete table {table}").split(' ').map(str::to_owned).collect();
+        assert_eq!(lab.exec("host1", "nft", &words).expect("nft"), 0);
+        wait_for(&table.to_string(), || read().as_ref() == Some(&wanted));
+        wait_for("an event that names it", || {
+            let of_it = |event: &Event| event.sort == "repair" && event.object == format!("nft table {table}");
+            agent.events(last).expect("events").iter().any(of_it)
+        });
+    }
 }
