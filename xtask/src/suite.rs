@@ -70,7 +70,7 @@ pub fn bless() -> Result<()> {
 }
 
 /// What the tests need besides the toolchain: programs, and Debian's packages of them. `nft` looks at what the driver wrote, runtimes call
-/// the plugin, containers are made of busybox (linked statically).
+/// the plugin, containers are made of busybox (linked statically), dnsmasq leases addresses to pods.
 const TOOLS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("ip", "iproute2"),
@@ -79,6 +79,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("podman", "podman"),
     ("conmon", "conmon"),
     ("busybox", "busybox-static"),
+    ("dnsmasq", "dnsmasq-base"),
 ];
 
 /// Installs what is missing.

@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
+use loden_core::dhcp::LeaseRequest;
+use loden_core::model::AttachmentKey;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 
 use crate::AgentError;
+use crate::dhcp::Dhcp;
 use crate::metrics::Metrics;
 use crate::worker::{Inbox, Question};
 
@@ -35,6 +38,8 @@ pub struct Api {
     pub pulse: Arc<Mutex<Instant>>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// To the leases of DHCP servers.
+    pub dhcp: Dhcp,
 }
 
 impl Api {
@@ -54,6 +59,8 @@ impl Api {
             .route("/v1/plan", get(plan))
             .route("/v1/events", get(events))
             .route("/v1/ipam", get(ipam))
+            .route("/v1/dhcp/lease", post(lease))
+            .route("/v1/dhcp/release", post(release))
             .with_state(self.clone())
             .merge(self.public())
     }
@@ -111,6 +118,7 @@ enum Failure {
     Stopping,
     Busy,
     Kernel(String),
+    NoLease(String),
 }
 
 impl IntoResponse for Failure {
@@ -118,7 +126,7 @@ impl IntoResponse for Failure {
         let text = match self {
             Self::Stopping => "the agent is stopping".to_owned(),
             Self::Busy => format!("the kernel's side has not answered in {} s", ANSWER_PATIENCE.as_secs()),
-            Self::Kernel(cause) => cause,
+            Self::Kernel(cause) | Self::NoLease(cause) => cause,
         };
         (StatusCode::SERVICE_UNAVAILABLE, text + "\n").into_response()
     }
@@ -134,6 +142,15 @@ async fn plan(State(api): State<Api>) -> Result<Response, Failure> {
 
 async fn ipam(State(api): State<Api>) -> Result<Response, Failure> {
     ask(&api, Question::Ipam).await.map(|ipam| Json(ipam).into_response())
+}
+
+async fn lease(State(api): State<Api>, Json(request): Json<LeaseRequest>) -> Result<Response, Failure> {
+    api.dhcp.lease(request).await.map(|lease| Json(lease).into_response()).map_err(Failure::NoLease)
+}
+
+async fn release(State(api): State<Api>, Json(key): Json<AttachmentKey>) -> Response {
+    api.dhcp.release(key).await;
+    "released\n".into_response()
 }
 
 async fn events(

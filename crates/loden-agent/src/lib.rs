@@ -7,6 +7,7 @@
 pub mod api;
 pub mod claim;
 pub mod cluster;
+pub mod dhcp;
 pub mod error;
 pub mod events;
 pub mod identity;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use loden_agent::cluster::{Cluster, ClusterHealth, Identity, Outward};
+use loden_agent::dhcp::Dhcp;
 use loden_agent::metrics::Metrics;
 use loden_agent::underlay::Finder;
 use loden_agent::worker::{self, Inbox, Worker};
@@ -124,7 +125,14 @@ fn run(args: &Args) -> Result<(), AgentError> {
     worker::listen(&mut kernel, inbox.clone(), Arc::clone(&underlay_name)).map_err(kernel_error)?;
     let attached = inbox.clone();
     // A receiver that is gone means that the agent is stopping.
-    ledger::follow(&run_dir, move |now| drop(attached.send(Inbox::Attached(now)))).map_err(kernel_error)?;
+    let leased = inbox.clone();
+    let dhcp = Dhcp::start(run_dir.clone(), move |news| drop(leased.send(Inbox::Dhcp(news)))).map_err(kernel_error)?;
+    let leases = dhcp.clone();
+    let tell = move |now| {
+        leases.look();
+        drop(attached.send(Inbox::Attached(now)));
+    };
+    ledger::follow(&run_dir, tell).map_err(kernel_error)?;
     let worker = Worker {
         inbox: queue,
         local: Local {
@@ -149,7 +157,7 @@ fn run(args: &Args) -> Result<(), AgentError> {
     let spawned = std::thread::Builder::new().name("kernel".to_owned()).spawn(move || worker.run(kernel));
     let thread = spawned.map_err(start("the kernel's thread"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start("the runtime"))?;
-    let api = api::Api { inbox: inbox.clone(), pulse, metrics };
+    let api = api::Api { inbox: inbox.clone(), pulse, metrics, dhcp };
     let served = runtime.block_on(serve(&config, &run_dir, who, api, inbox.clone(), (outward_seen, health, ready)));
     // The kernel's side has ended by itself only if it failed, which it has logged.
     let _ = inbox.send(Inbox::Stop);

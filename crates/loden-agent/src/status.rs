@@ -24,6 +24,8 @@ pub struct Around {
     pub cluster: ClusterHealth,
     /// Problems of the host: no external interface, unreadable attachments.
     pub host: Vec<Problem>,
+    /// Problems of DHCP leases.
+    pub leases: Vec<Problem>,
     /// Microseconds that the last round took.
     pub last_round_us: u64,
     /// Who guards the nftables table.
@@ -36,6 +38,7 @@ pub struct Around {
 pub fn status<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Status {
     let view = reconciler.view();
     let mut problems = around.host.clone();
+    problems.extend(around.leases.iter().cloned());
     problems.extend(around.cluster.problems.iter().cloned());
     problems.extend(reconciler.problems());
     if let Some(error) = &around.cluster.error {

@@ -20,6 +20,7 @@ use loden_linux::{LinuxKernel, veth};
 use tokio::sync::{oneshot, watch};
 
 use crate::cluster::{ClusterHealth, News, Outward};
+use crate::dhcp;
 use crate::ledger::{self, Attached};
 use crate::metrics::{Metrics, SortLabel};
 use crate::reconcile::Reconciler;
@@ -51,6 +52,8 @@ pub enum Inbox {
     Kernel(Event),
     /// From the plugin.
     Attached(Attached),
+    /// From the leases of DHCP servers.
+    Dhcp(dhcp::News),
     /// From the API.
     Ask(Question),
     /// The agent stops.
@@ -208,6 +211,14 @@ impl Worker {
                 }
                 reconciler.attachments(attachments);
                 reconciler.is_due()
+            }
+            Inbox::Dhcp(dhcp::News::Event(object, text)) => {
+                reconciler.events.push("dhcp", &object, text);
+                false
+            }
+            Inbox::Dhcp(dhcp::News::Problems(problems)) => {
+                state.around.leases = problems;
+                false
             }
             Inbox::Ask(question) => {
                 self.answer(question, reconciler, state);

@@ -11,7 +11,7 @@ use loden_linux::netns::NetNs;
 use loden_linux::{fault, macvlan, pod};
 use serde_json::Value;
 
-use crate::{Call, delegate, failed};
+use crate::{Call, delegate, failed, lease};
 
 /// Where the reference plugin `tuning` has it.
 const ALLOW_LIST: &str = "/etc/cni/tuning/allowlist.conf";
@@ -33,17 +33,25 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
     let dns = call.dns()?;
     let mut draft = cni::draft(key, make, &call.environment, &facts)?;
     draft.delegates.extend(delegate::of_ipam(call, make)?);
+    let request = cni::lease_request(&draft, make, &call.environment)?;
     fault::point("add-begun");
     let ledger = call.ledger();
     let mut reservation = ledger.reserve(&draft, call.conf.quarantine).map_err(refused)?;
     fault::point("add-reserved");
-    match finish(call, &draft, &mut reservation, &netns) {
+    let finished = make_link(call, &draft, &mut reservation, &netns).and_then(|dns| {
+        let leased =
+            request.as_ref().map(|request| lease::give(call, request, &mut reservation, &netns)).transpose()?;
+        call.ledger().complete(&mut reservation).map_err(refused)?;
+        Ok(leased.flatten().or(dns))
+    });
+    match finished {
         Ok(dns_given) => {
             fault::point("add-completed");
             let result = Success::of(&reservation.attachment, dns.or(dns_given));
             Ok(result.behind(call.conf.passed_on.as_ref(), call.conf.version))
         }
         Err(mut error) => {
+            lease::release(&call.run_dir(), Some(&reservation.attachment));
             let undone = pod::remove(&reservation.attachment).and_then(|()| ledger.release(&draft.key));
             if let Err(second) = undone {
                 error.details = format!("{}; and undoing it: {second}", error.details);
@@ -53,8 +61,13 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
     }
 }
 
-/// Gives the `dns` that came with the addresses.
-fn finish(call: &Call, draft: &Draft, reservation: &mut Reservation, netns: &NetNs) -> Result<Option<Value>, CniError> {
+/// Makes the pod's interface; gives the `dns` that came with addresses of another plugin.
+fn make_link(
+    call: &Call,
+    draft: &Draft,
+    reservation: &mut Reservation,
+    netns: &NetNs,
+) -> Result<Option<Value>, CniError> {
     let ifname = reservation.attachment.key.ifname;
     let mut dns = None;
     if let Some(delegate) = draft.delegates.first() {
@@ -77,7 +90,7 @@ fn finish(call: &Call, draft: &Draft, reservation: &mut Reservation, netns: &Net
         }
     })?;
     fault::point("add-made");
-    call.ledger().complete(reservation).map_err(refused).map(|()| dns)
+    Ok(dns)
 }
 
 /// The text of the host's file of sysctls that may be set, where there is one and it matters.

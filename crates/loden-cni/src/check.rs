@@ -4,7 +4,7 @@ use loden_core::attach;
 use loden_core::cni::{CniError, Code};
 use loden_linux::pod;
 
-use crate::{Call, delegate, failed};
+use crate::{Call, delegate, failed, lease};
 
 /// Answers CHECK.
 pub fn run(call: &Call) -> Result<(), CniError> {
@@ -33,6 +33,7 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     faults.extend(looked.map_err(|error| failed(format!("the attachment {key} cannot be looked at"), &error))?);
     let elements = call.ledger().missing_elements(&key);
     faults.extend(elements.map_err(|error| failed(format!("the tables cannot be looked at for {key}"), &error))?);
+    faults.extend(lease::check(call, &attachment));
     if faults.is_empty() {
         return delegate::check(call, &attachment);
     }

@@ -3,7 +3,7 @@
 use loden_core::cni::CniError;
 use loden_linux::{LinuxError, agent, fault, pod, veth};
 
-use crate::{Call, delegate, failed};
+use crate::{Call, delegate, failed, lease};
 
 /// Answers DEL. The link goes first: an address is free only when nothing has it any more.
 pub fn run(call: &Call) -> Result<(), CniError> {
@@ -15,6 +15,8 @@ pub fn run(call: &Call) -> Result<(), CniError> {
         read => read,
     };
     let there = there.map_err(|error| failed(format!("the attachment {key} cannot be read"), &error))?;
+    lease::release(&call.run_dir(), there.as_ref());
+    fault::point("del-leased");
     pod::detach(&key, there.as_ref()).map_err(|error| failed(format!("{key} cannot be detached"), &error))?;
     fault::point("del-parked");
     if there.is_none() {

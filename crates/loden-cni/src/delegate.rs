@@ -17,7 +17,7 @@ pub fn of_ipam(call: &Call, make: &MakeConf) -> Result<Option<Delegate>, CniErro
         IpamSource::Plugin(name) => {
             let found = find(call, name, call.conf_given()?);
             // Mostly it is a slip.
-            let own = "`ipam.type` of loden's own are \"loden\", \"host-local\" and \"static\"";
+            let own = "`ipam.type` of loden's own are \"loden\", \"host-local\", \"static\" and \"dhcp\"";
             found.map(Some).map_err(|error| CniError { details: format!("{}; {own}", error.details), ..error })
         }
         _ => Ok(None),

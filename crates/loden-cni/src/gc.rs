@@ -6,7 +6,7 @@ use loden_linux::ledger::Ledger;
 use loden_linux::run_dir::RunDir;
 use loden_linux::{LinuxError, fault, pod};
 
-use crate::{Call, delegate, failed};
+use crate::{Call, delegate, failed, lease};
 
 /// Answers GC. Goes on after an error and reports all. A runtime that gave no list has not said that nothing is valid.
 pub fn run(call: &Call) -> Result<(), CniError> {
@@ -37,6 +37,7 @@ pub fn collect(run_dir: &RunDir, ledger: &Ledger, key: &AttachmentKey) -> Result
         Err(LinuxError::File { .. }) => None,
         Err(error) => return Err(error),
     };
+    lease::release(run_dir, there.as_ref());
     pod::detach(key, there.as_ref())?;
     fault::point("gc-detached");
     ledger.release(key)

@@ -11,6 +11,7 @@ mod flannel;
 mod gc;
 mod install;
 mod ipam;
+mod lease;
 mod loopback;
 mod status;
 

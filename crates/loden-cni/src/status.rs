@@ -9,12 +9,15 @@ use loden_linux::netlink::{Protocol, Socket};
 use loden_linux::rt::link;
 use loden_linux::{agent, macvlan};
 
-use crate::{Call, delegate, failed};
+use crate::{Call, delegate, failed, lease};
 
 /// Answers STATUS.
 pub fn run(call: &Call) -> Result<(), CniError> {
     delegate::tell_ipam(call, "STATUS")?;
     let make = call.make()?;
+    if let IpamSource::Dhcp(_) = make.ipam.source {
+        lease::status(call)?;
+    }
     let node = if make.needs_node() { Some(call.node(Code::NotAvailable)?) } else { None };
     let ledger = call.ledger();
     if ledger.is_closed().map_err(|error| failed("the attachments cannot be looked at", &error))? {

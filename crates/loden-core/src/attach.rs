@@ -107,6 +107,8 @@ pub struct Draft {
     pub pod: Option<String>,
     /// Other plugins that do a part of it.
     pub delegates: Vec<Delegate>,
+    /// Whether its addresses are leased of a DHCP server.
+    pub is_leased: bool,
 }
 
 impl Draft {
@@ -132,6 +134,7 @@ impl Draft {
             netns: self.netns.clone(),
             pod: self.pod.clone(),
             delegates: self.delegates.clone(),
+            is_leased: self.is_leased,
         }
     }
 

@@ -11,6 +11,7 @@ pub mod cni;
 pub mod config;
 pub mod delta;
 pub mod desired;
+pub mod dhcp;
 pub mod ipam;
 pub mod kernel;
 pub mod masquerade;

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The status code and the body.
 ///
 /// # Errors
-/// [`LabError::System`] when nobody answers.
+/// [`LabError::Linux`] when nobody answers.
 pub fn get(socket: &Path, path: &str) -> Result<(u16, String), LabError> {
     agent::get(socket, path, PATIENCE).map_err(LabError::linux("the agent's local API"))
 }
@@ -22,7 +22,7 @@ pub fn get(socket: &Path, path: &str) -> Result<(u16, String), LabError> {
 /// The body of a 200 as a value.
 ///
 /// # Errors
-/// [`LabError::System`]; with the agent's own words for another code.
+/// [`LabError`]; with the agent's own words for another code.
 pub fn get_json<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, LabError> {
     let what = || format!("GET {path} from {}", socket.display());
     match get(socket, path)? {

@@ -2,7 +2,7 @@
 
 /// Every point. A test has a row for each, and one that is not listed here ends the process that comes by it.
 #[cfg(feature = "fault-points")]
-pub const POINTS: [&str; 26] = [
+pub const POINTS: [&str; 29] = [
     "add-begun",
     "add-marked",
     "add-counted",
@@ -11,11 +11,14 @@ pub const POINTS: [&str; 26] = [
     "add-linked",
     "add-host-set",
     "add-made",
+    "add-leased",
+    "add-addressed",
     "add-ports-open",
     "add-part-asked",
     "add-part-made",
     "add-completed",
     "del-begun",
+    "del-leased",
     "del-parked",
     "del-part-taken",
     "del-ports-closed",

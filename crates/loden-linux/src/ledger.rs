@@ -10,6 +10,7 @@ mod closed;
 mod macvlan;
 mod open;
 mod part;
+mod readdress;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,8 +23,8 @@ use loden_core::attach::{self, Draft};
 use loden_core::ipam::{Choice, Demand, Exhausted, Offer, RangeState, Supply};
 use loden_core::model::{Attach, Attachment, AttachmentKey, PodAddress};
 use loden_core::pod_tables::ALL;
-use rustix::time::{ClockId, clock_gettime};
 
+use crate::clock::boot_s;
 use crate::error::LinuxError;
 use crate::lock::FileLock;
 use crate::run_dir::{Attachments, RunDir, remove_file, write_atomically};
@@ -375,7 +376,7 @@ impl Ledger {
         let mut full = Vec::new();
         for offer in choice {
             let mut state = self.state(&offer.supply)?;
-            let how = Choice { now: now(), quarantine, avoid: &|addr| demand.is_kept(offer, addr) };
+            let how = Choice { now: boot_s(), quarantine, avoid: &|addr| demand.is_kept(offer, addr) };
             let taken = match state.allocate(how) {
                 Err(_) if reclaim(&mut state, &offer.supply, &self.run_dir.attachments()) => state.allocate(how),
                 taken => taken,
@@ -399,7 +400,7 @@ impl Ledger {
             let Some(supply) = &address.supply else { continue };
             match self.state(supply) {
                 Ok(mut state) => {
-                    state.release(address.net.addr(), now());
+                    state.release(address.net.addr(), boot_s());
                     states.push((supply, state));
                 }
                 // There is no state to change: the one that is made some day does not count this address.
@@ -446,7 +447,7 @@ impl Ledger {
                 ),
             });
         }
-        Ok(RangeState::rebuilt(supply.range, in_use(supply, &found), now()))
+        Ok(RangeState::rebuilt(supply.range, in_use(supply, &found), boot_s()))
     }
 
     fn put_state(&self, supply: &Supply, state: &RangeState) -> Result<(), LinuxError> {
@@ -492,9 +493,4 @@ fn who(holder: &Attachment) -> String {
         Some(pod) => format!("pod {pod} (attachment {})", holder.key),
         None => format!("attachment {}", holder.key),
     }
-}
-
-/// Seconds since boot.
-fn now() -> u32 {
-    u32::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(u32::MAX)
 }

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod bridge;
+pub mod clock;
 pub mod delegate;
 pub mod error;
 pub mod fault;

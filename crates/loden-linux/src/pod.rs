@@ -188,6 +188,50 @@ fn set_up_pod(attachment: &Attachment) -> Result<(), LinuxError> {
     detection.map_or(Ok(()), |detection| detection.settle(&mut socket, number))
 }
 
+/// Changes the addresses, routes and MTU of a pod that is attached already; the calling thread is in its namespace. What is there or gone
+/// already is no error.
+///
+/// # Errors
+/// Whatever could not be changed, all of it.
+pub fn readdress(there: &Attachment, wanted: &Attachment) -> Result<(), LinuxError> {
+    let ifname = wanted.key.ifname;
+    let mut socket = Socket::open(Protocol::Route)?;
+    let number = link::number_of(&socket, ifname)?.ok_or_else(|| went_away(&format!("{ifname} in the pod")))?;
+    let mut w = Writer::default();
+    if there.mtu != wanted.mtu {
+        link::set_mtu(&mut w, ifname, wanted.mtu);
+    }
+    there
+        .routes
+        .iter()
+        .filter(|route| !wanted.routes.contains(route))
+        .for_each(|route| route::delete_in_pod(&mut w, route));
+    let (nets, wanted_nets) = (attach::pod_nets(there), attach::pod_nets(wanted));
+    // Before the new ones: one of the same subnet would be gone with the old.
+    nets.iter().filter(|net| !wanted_nets.contains(net)).for_each(|net| address::delete(&mut w, *net, number));
+    wanted_nets.iter().for_each(|net| address::add(&mut w, *net, number));
+    wanted.routes.iter().for_each(|r| route::add_in_pod(&mut w, r, leads_to(r, number)));
+    let is_as_wanted = |error: &LinuxError| [libc::EEXIST, libc::ESRCH, libc::EADDRNOTAVAIL].contains(&error.errno());
+    let errors = socket.batch(&mut w)?.into_iter().filter_map(Result::err).filter(|error| !is_as_wanted(error));
+    let what = format!("new addresses of {ifname} in the pod");
+    LinuxError::collected(errors.map(|error| error.renamed(&what)).collect())
+}
+
+/// Gives a pod that is being attached the addresses that have been leased for it, and the host what leads there.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn give_addresses(there: &Attachment, leased: &Attachment, netns: &NetNs) -> Result<(), LinuxError> {
+    netns.visit(|| readdress(there, leased))??;
+    let mut socket = Socket::open(Protocol::Route)?;
+    if let Some(host_side) = leased.host_side.filter(|_| there.mtu != leased.mtu) {
+        let mut w = Writer::default();
+        link::set_mtu(&mut w, host_side, leased.mtu);
+        socket.batch(&mut w)?.into_iter().collect::<Result<(), _>>()?;
+    }
+    set_up_host(&mut socket, leased)
+}
+
 fn leads_to(route: &PodRoute, number: u32) -> route::To {
     route.gateway.map_or(route::To::Link(number), |gateway| route::To::Gateway(number, gateway))
 }

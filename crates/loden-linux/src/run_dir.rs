@@ -1,6 +1,7 @@
 //! `/run/loden`: what lives as long as the pods. The agent and the plugin meet here.
 //!
-//! `agent.sock`, `agent.lock`, `node.json` (what the plugin needs to know of the node), `ipam/` (address state and its lock),
+//! `agent.sock`, `agent.lock`, `node.json` (what the plugin needs to know of the node), `ipam/` (address state and its lock), `dhcp/`
+//! (leases that the agent holds for pods),
 //! `attachments/NETWORK/CONTAINER:IFNAME.json` (a colon is in neither name, so that no two attachments share a file). Nothing is synced to disk: it is a tmpfs, gone with a reboot as the pods are.
 
 use std::fs;
@@ -8,6 +9,8 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use loden_core::attach;
+use loden_core::dhcp::Held;
 use loden_core::model::{Attachment, AttachmentKey, is_plain_name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +26,15 @@ pub struct RunDir(PathBuf);
 pub struct Attachments {
     /// Those that could be read.
     pub good: Vec<Attachment>,
+    /// Files that could not, with the cause.
+    pub unreadable: Vec<(PathBuf, LinuxError)>,
+}
+
+/// What was found of leases.
+#[derive(Debug, Default)]
+pub struct Leases {
+    /// Those that could be read.
+    pub good: Vec<Held>,
     /// Files that could not, with the cause.
     pub unreadable: Vec<(PathBuf, LinuxError)>,
 }
@@ -104,6 +116,65 @@ impl RunDir {
             }
         }
         Ok(self.attachments_dir().join(&key.network).join(format!("{}:{}.json", key.container, key.ifname)))
+    }
+
+    /// The leases of DHCP servers, a file an attachment.
+    #[must_use]
+    pub fn leases_dir(&self) -> PathBuf {
+        self.0.join("dhcp")
+    }
+
+    /// The file of one lease.
+    #[must_use]
+    pub fn lease_file(&self, key: &AttachmentKey) -> PathBuf {
+        self.leases_dir().join(format!("{}.json", attach::mark(key)))
+    }
+
+    /// Reads what is held for an attachment.
+    ///
+    /// # Errors
+    /// [`LinuxError`] when its file cannot be read or understood.
+    pub fn lease(&self, key: &AttachmentKey) -> Result<Option<Held>, LinuxError> {
+        read_json(&self.lease_file(key))
+    }
+
+    /// Writes down what is held.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn put_lease(&self, held: &Held) -> Result<(), LinuxError> {
+        make_dir(&self.leases_dir())?;
+        write_json(&self.lease_file(&held.request.key), held)
+    }
+
+    /// Removes what is held; a missing one is no error.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn remove_lease(&self, key: &AttachmentKey) -> Result<(), LinuxError> {
+        remove_file(&self.lease_file(key))
+    }
+
+    /// All that is held, and the files that cannot be read. What a killed writer left unfinished is removed.
+    ///
+    /// # Errors
+    /// [`LinuxError`] when the directory cannot be read.
+    pub fn leases(&self) -> Result<Leases, LinuxError> {
+        let mut errors = Vec::new();
+        let files = entries(&self.leases_dir(), &mut errors);
+        LinuxError::collected(errors)?;
+        let mut found = Leases::default();
+        for file in files {
+            if file.extension().is_none_or(|extension| extension != "json") {
+                remove_file(&file)?;
+                continue;
+            }
+            match read_json(&file) {
+                Ok(held) => found.good.extend(held),
+                Err(error) => found.unreadable.push((file, error)),
+            }
+        }
+        Ok(found)
     }
 
     /// Reads one attachment.

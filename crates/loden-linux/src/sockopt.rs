@@ -1,9 +1,11 @@
 //! Socket options that safe libraries do not have.
 
 use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use loden_core::model::Family;
+use loden_core::model::{Family, IfName};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 
 use crate::error::LinuxError;
 
@@ -18,6 +20,29 @@ pub fn forbid_fragments(fd: BorrowedFd<'_>, family: Family) -> Result<(), LinuxE
         Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
     };
     set(&fd, level, name, value).map_err(|error| LinuxError::system("forbid fragments", error))
+}
+
+/// Opens a UDP socket on a port of one interface, of the calling thread's namespace; it does not block and may send to all.
+///
+/// # Errors
+/// [`LinuxError::System`], as when another program has the port.
+pub fn udp_on(ifname: IfName, port: u16) -> Result<UdpSocket, LinuxError> {
+    let fail = |error: io::Error| LinuxError::system(format!("UDP port {port} on {ifname}"), error);
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None).map_err(|error| fail(error.into()))?;
+    set(&fd, libc::SOL_SOCKET, libc::SO_BROADCAST, 1).map_err(fail)?;
+    let name = ifname.to_string();
+    // SAFETY: the pointer and the length are those of a live text.
+    let bound = unsafe {
+        let len = name.len() as libc::socklen_t;
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name.as_ptr().cast(), len)
+    };
+    if bound < 0 {
+        return Err(fail(io::Error::last_os_error()));
+    }
+    // Behind the interface: one of another interface may have the port too.
+    bind(&fd, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)).map_err(|error| fail(error.into()))?;
+    Ok(fd.into())
 }
 
 /// Sets an option whose value is a whole number.

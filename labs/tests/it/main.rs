@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
 
 mod bandwidth;
+mod dhcp;
 mod docs;
 mod drift;
 mod frames;

@@ -2,6 +2,8 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
 
 mod addresses;
+#[cfg(feature = "fault-points")]
+mod agent;
 mod bridges;
 mod chained;
 mod delegates;

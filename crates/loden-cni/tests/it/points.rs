@@ -10,6 +10,7 @@ use loden_linux::{netns, pod};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::{Value, json};
 
+use crate::agent::Agent;
 use crate::chained::{THEIRS, eth0, read, tc, theirs};
 use crate::delegates::Plugins;
 use crate::host::{Host, answer};
@@ -35,11 +36,13 @@ enum Way {
     Tuning,
     /// By the bridge, with addresses of another plugin.
     Delegated,
+    /// Beside the wire, with an address by DHCP.
+    Leased,
 }
 
 const BEHIND: [Way; 3] = [Way::Portmap, Way::Bandwidth, Way::Tuning];
 
-const PODS: [Way; 5] = [Way::Bridge, Way::Routed, Way::Macvlan, Way::Ports, Way::Delegated];
+const PODS: [Way; 6] = [Way::Bridge, Way::Routed, Way::Macvlan, Way::Ports, Way::Delegated, Way::Leased];
 
 /// By which verb a point is come by, and with which attachments; `None`: the tests of the installer have a row for it.
 fn row(point: &str) -> Option<(&'static str, &'static [Way])> {
@@ -47,9 +50,10 @@ fn row(point: &str) -> Option<(&'static str, &'static [Way])> {
         "add-begun" | "add-marked" | "add-counted" | "add-reserved" | "add-linked" | "add-host-set" | "add-made"
         | "add-completed" => Some(("ADD", &PODS)),
         "add-delegated" => Some(("ADD", &[Way::Delegated])),
+        "add-leased" | "add-addressed" => Some(("ADD", &[Way::Leased])),
         "add-part-asked" | "add-part-made" => Some(("ADD", &BEHIND)),
         "add-ports-open" => Some(("ADD", &[Way::Bridge, Way::Macvlan, Way::Ports])),
-        "del-begun" | "del-parked" | "del-freed" => Some(("DEL", &PODS)),
+        "del-begun" | "del-leased" | "del-parked" | "del-freed" => Some(("DEL", &PODS)),
         "del-part-taken" => Some(("DEL", &BEHIND)),
         "del-ports-closed" | "del-forgotten" => {
             Some(("DEL", &[Way::Bridge, Way::Routed, Way::Macvlan, Way::Ports, Way::Portmap, Way::Delegated]))
@@ -63,9 +67,11 @@ fn row(point: &str) -> Option<(&'static str, &'static [Way])> {
 
 /// A host with a pod, and what a runtime says of it.
 struct Scene {
+    // It goes before the host whose socket it has.
+    agent: Option<Agent>,
     host: Host,
     plugins: Plugins,
-    _wire: Option<Wire>,
+    wire: Option<Wire>,
     way: Way,
     conf: String,
 }
@@ -73,7 +79,8 @@ struct Scene {
 impl Scene {
     fn new(way: Way) -> Self {
         let (host, plugins) = (Host::new(&TINY), Plugins::new());
-        let wire = (way == Way::Macvlan).then(|| Wire::new(&host));
+        let wire = matches!(way, Way::Macvlan | Way::Leased).then(|| Wire::new(&host));
+        let agent = (way == Way::Leased).then(|| Agent::start(&host));
         let pod = host.pod("a");
         let ports = json!([{ "hostPort": 8080, "containerPort": 80 }, { "hostPort": 53, "containerPort": 53, "protocol": "udp" }]);
         let one =
@@ -82,6 +89,7 @@ impl Scene {
             Way::Bridge => json!({}),
             Way::Routed => json!({ "attach": "routed" }),
             Way::Macvlan => json!({ "attach": "macvlan", "master": "eth0", "hostLink": "mv0", "ipam": one }),
+            Way::Leased => json!({ "attach": "macvlan", "master": "eth0", "ipam": { "type": "dhcp" } }),
             Way::Ports => {
                 json!({ "runtimeConfig": { "portMappings": ports }, "ipMasq": true, "macspoofchk": true })
             }
@@ -112,7 +120,7 @@ impl Scene {
             }
         };
         let conf = host.conf("1.1.0", &conf);
-        Self { host, plugins, _wire: wire, way, conf }
+        Self { host, plugins, agent, wire, way, conf }
     }
 
     fn role(&self) -> &'static str {
@@ -147,7 +155,8 @@ impl Scene {
     fn left(&self) -> Vec<String> {
         self.host.reap();
         let mut left = self.host.leftovers();
-        left.retain(|name| name != "eth0" || self.way != Way::Macvlan);
+        left.retain(|name| name != "eth0" || self.wire.is_none());
+        left.extend(self.agent.iter().flat_map(Agent::leases));
         left.extend((elements(&self.host) > 0).then(|| "elements of tables".to_owned()));
         left.extend(self.host.pod_routes().iter().map(|route| format!("{route:?}")));
         left.extend(self.plugins.path().join("lease").exists().then(|| "the address of another plugin".to_owned()));

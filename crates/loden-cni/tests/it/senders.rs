@@ -10,7 +10,7 @@ use loden_linux::ledger::Ledger;
 use loden_linux::netlink::{Protocol, Socket};
 use loden_linux::netns::NetNs;
 use loden_linux::nft::{Nft, Ownership};
-use loden_linux::packet::PacketSocket;
+use loden_linux::packet::{self, PacketSocket};
 use loden_linux::rt::link;
 use loden_linux::spawn;
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ fn listen(ns: &NetNs, dev: &str) -> PacketSocket {
     let name = dev.parse().expect("a name");
     let open = || {
         let number = link::number_of(&Socket::open(Protocol::Route).expect("a socket"), name).expect("asked");
-        PacketSocket::open(number.expect("there")).expect("a packet socket")
+        PacketSocket::open(number.expect("there"), packet::ALL).expect("a packet socket")
     };
     ns.run(open).expect("a thread")
 }

@@ -68,7 +68,7 @@ mod kept_apart {
     use loden_core::attach;
     use loden_linux::netlink::{Protocol, Socket, Writer};
     use loden_linux::netns::NetNs;
-    use loden_linux::packet::PacketSocket;
+    use loden_linux::packet::{self, PacketSocket};
     use loden_linux::rt::link;
     use loden_linux::rt::vlan::{self, Membership};
 
@@ -190,7 +190,7 @@ mod kept_apart {
             let open = || {
                 let socket = Socket::open(Protocol::Route).expect("a socket");
                 let eth0 = link::number_of(&socket, "eth0".parse().expect("a name")).expect("asked").expect("there");
-                PacketSocket::open(eth0).expect("a packet socket")
+                PacketSocket::open(eth0, packet::ALL).expect("a packet socket")
             };
             pod.run(open).expect("a thread")
         };

@@ -2,6 +2,7 @@
 
 mod attach;
 mod bandwidth;
+mod dhcp;
 mod ipam;
 mod tuning;
 
@@ -15,6 +16,7 @@ use super::{CniError, Code, Role, Success, Verb, Version};
 use crate::model::{Bandwidth, IfName, Mac, PLAIN_NAME, PortMapping, Transport, is_plain_name};
 
 pub use attach::{AttachConf, BridgeConf, MacvlanConf};
+pub use dhcp::DhcpConf;
 pub use ipam::{IpamConf, IpamSource};
 pub use tuning::{TuningConf, tuning};
 
@@ -142,6 +144,9 @@ impl MakeConf {
         let mac = keys.parsed("mac", "an Ethernet address")?;
         // flannel's is a part of what another plugin will be given.
         let ipam = if role == Role::Flannel { IpamConf::of(usual) } else { IpamConf::parse(keys, usual)? };
+        if let IpamSource::Dhcp(_) = ipam.source {
+            dhcp::check_attach(&attach)?;
+        }
         // The reference plugins have only the routes that are asked for.
         let routes = ipam.routes.clone().or_else(|| (role != Role::Loden).then(Vec::new));
         Ok(Self {

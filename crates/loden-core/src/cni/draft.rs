@@ -52,8 +52,8 @@ pub fn draft(
     let asked = asked_ips(make, environment)?;
     match make.ipam.source {
         IpamSource::Static(_) if !asked.is_empty() => override_fixed(&mut demand, &asked, gateway_of(environment)?)?,
-        // It hears by itself what is asked for.
-        IpamSource::Static(_) | IpamSource::Plugin(_) => {}
+        // They hear by themselves what is asked for.
+        IpamSource::Static(_) | IpamSource::Plugin(_) | IpamSource::Dhcp(_) => {}
         _ => demand.wanted = asked.iter().map(|asked| asked.addr).collect(),
     }
     let (attach, mtu_usual, is_down) = match &make.attach {
@@ -72,6 +72,7 @@ pub fn draft(
     if is_down {
         demand = Demand::default();
     }
+    let is_leased = matches!(make.ipam.source, IpamSource::Dhcp(_));
     let is_default = is_default(make, make.ipam.routes.is_some());
     let given = make.mac.or(environment.mac()?);
     let passed_through = facts
@@ -87,7 +88,8 @@ pub fn draft(
         key,
         attach,
         demand,
-        routes: make.ipam.routes.clone().filter(|_| !is_down).unwrap_or_default(),
+        // Those of a leased pod come when its address does.
+        routes: make.ipam.routes.clone().filter(|_| !is_down && !is_leased).unwrap_or_default(),
         is_default,
         is_down,
         ports: ports(make)?,
@@ -97,6 +99,7 @@ pub fn draft(
         pod: environment.pod(),
         netns: environment.netns.clone().unwrap_or_default(),
         delegates: Vec::new(),
+        is_leased,
     })
 }
 
@@ -135,7 +138,7 @@ fn is_default(make: &MakeConf, has_routes: bool) -> bool {
 pub fn demand(network: &str, make: &MakeConf, node: Option<&NodeFile>) -> Result<Demand, CniError> {
     let mut demand = Demand { reserved: make.ipam.reserved.clone(), ..Demand::default() };
     match &make.ipam.source {
-        IpamSource::Nowhere | IpamSource::Plugin(_) => {}
+        IpamSource::Nowhere | IpamSource::Plugin(_) | IpamSource::Dhcp(_) => {}
         IpamSource::Static(addresses) => demand.fixed.clone_from(addresses),
         IpamSource::Ranges(sets) => {
             let offer = |(range, gateway): &(Range, IpAddr)| Offer {
@@ -166,7 +169,7 @@ pub fn demand(network: &str, make: &MakeConf, node: Option<&NodeFile>) -> Result
 }
 
 /// Addresses that are asked for, by the configuration's parts and by `CNI_ARGS`.
-fn asked_ips(make: &MakeConf, environment: &Environment) -> Result<Vec<AskedIp>, CniError> {
+pub(super) fn asked_ips(make: &MakeConf, environment: &Environment) -> Result<Vec<AskedIp>, CniError> {
     let mut all = make.ips.clone();
     for text in environment.arg("IP").into_iter().flat_map(|ips| ips.split(',')).filter(|text| !text.is_empty()) {
         let asked = AskedIp::parse(text).ok_or_else(|| no_address("IP", text))?;
@@ -208,8 +211,11 @@ fn bridge(conf: &BridgeConf, make: &MakeConf, node: Option<&NodeFile>) -> Result
     let of_node = node.map(|node| node.bridge);
     let bridge = conf.bridge.or(of_node).ok_or_else(|| invalid("`bridge` is missing: the bridge's name"))?;
     let is_node = of_node == Some(bridge) && make.ipam.source == IpamSource::Node;
+    // With a DHCP server the router is that one's choice.
+    let is_leased = matches!(make.ipam.source, IpamSource::Dhcp(_));
     let own = OwnBridge {
-        is_gateway: conf.is_gateway.unwrap_or(false) || conf.is_default_gateway.unwrap_or(conf.is_gateway.is_none()),
+        is_gateway: !is_leased
+            && (conf.is_gateway.unwrap_or(false) || conf.is_default_gateway.unwrap_or(conf.is_gateway.is_none())),
         force_address: conf.force_address,
         promiscuous: conf.promiscuous,
     };

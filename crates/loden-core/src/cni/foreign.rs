@@ -28,6 +28,7 @@ pub fn foreign(key: AttachmentKey, previous: &Success, environment: &Environment
         netns: environment.netns.clone().unwrap_or_default(),
         pod: environment.pod(),
         delegates: Vec::new(),
+        is_leased: false,
     }
 }
 

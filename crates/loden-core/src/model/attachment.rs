@@ -293,6 +293,9 @@ pub struct Attachment {
     /// Other plugins that did a part of it and are to undo it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delegates: Vec<Delegate>,
+    /// Whether its addresses are leased of a DHCP server: the agent holds and renews them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_leased: bool,
 }
 
 /// Another plugin that is called for a part of an attachment, and all that its later calls need: by then the configuration may be

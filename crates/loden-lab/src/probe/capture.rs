@@ -9,7 +9,7 @@ use loden_core::model::IfName;
 use loden_linux::LinuxError;
 use loden_linux::netlink::{Protocol, Socket};
 use loden_linux::netns::NetNs;
-use loden_linux::packet::{Frame, PacketSocket};
+use loden_linux::packet::{self, Frame, PacketSocket};
 use loden_linux::rt::link;
 
 use crate::LabError;
@@ -33,7 +33,7 @@ impl Capture {
         let open = || {
             let number = link::number_of(&Socket::open(Protocol::Route)?, dev)?;
             let missing = || LinuxError::system(format!("capture on {dev}"), std::io::Error::from_raw_os_error(ENODEV));
-            let socket = PacketSocket::open(number.ok_or_else(missing)?)?;
+            let socket = PacketSocket::open(number.ok_or_else(missing)?, packet::ALL)?;
             await_stamps().map(|()| socket)
         };
         let socket = ns.run(open).flatten().map_err(LabError::linux(format!("capture on {dev}")))?;
@@ -58,7 +58,7 @@ impl Capture {
 #[allow(clippy::disallowed_methods, reason = "frames are stamped by the wall clock")]
 fn await_stamps() -> Result<(), LinuxError> {
     const LOOPBACK: u32 = 1;
-    let socket = PacketSocket::open(LOOPBACK)?;
+    let socket = PacketSocket::open(LOOPBACK, packet::ALL)?;
     // Of the type for local experiments, so that nobody takes it in.
     let frame = [&[0; 12][..], &[0x88, 0xb5], &[0; 46]].concat();
     let deadline = Instant::now() + PATIENCE;

@@ -211,7 +211,8 @@ pub fn is_up(socket: &Socket, name: IfName) -> Result<Option<bool>, LinuxError> 
         *to = from.cast_signed();
     }
     // SAFETY: the kernel writes into `request` alone, which outlives the call.
-    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCGIFFLAGS as libc::Ioctl, &raw mut request) };
+    let result =
+        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCGIFFLAGS as libc::Ioctl, &raw mut request) };
     if result < 0 {
         let error = std::io::Error::last_os_error();
         let is_missing = error.raw_os_error() == Some(libc::ENODEV);

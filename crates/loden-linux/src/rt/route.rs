@@ -182,12 +182,24 @@ fn put(w: &mut Writer, prefix: Prefix, priority: u32, to: To, protocol: u8, how:
 
 /// Deletes a route of loden's.
 pub fn delete(w: &mut Writer, prefix: Prefix, priority: u32) {
+    delete_from(w, TABLE_MAIN, prefix, priority);
+}
+
+/// Deletes a pod's route, in the pod.
+pub fn delete_in_pod(w: &mut Writer, route: &PodRoute) {
+    delete_from(w, route.extras.table.unwrap_or(TABLE_MAIN), route.prefix, route.priority);
+}
+
+fn delete_from(w: &mut Writer, table: u32, prefix: Prefix, priority: u32) {
     w.begin(DEL, 0);
     // RT_SCOPE_NOWHERE: any scope.
     let scope = if prefix.family() == Family::V4 { 255 } else { 0 };
-    w.raw(&info(prefix.family(), prefix.len(), PROTOCOL, scope, 0));
+    w.raw(&info_in(table, prefix.family(), prefix.len(), PROTOCOL, scope, 0));
     w.ip(RTA_DST, prefix.network());
     w.u32(RTA_PRIORITY, priority);
+    if table > u32::from(u8::MAX) {
+        w.u32(RTA_TABLE, table);
+    }
     w.end();
 }
 

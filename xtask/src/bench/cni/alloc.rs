@@ -53,6 +53,7 @@ fn draft(n: usize, demand: &Demand) -> Result<Draft> {
         delegates: Vec::new(),
         routes: Vec::new(),
         is_default: false,
+        is_leased: false,
         mtu: 1500,
         mtu_is_asked: true,
         is_down: false,

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::DhcpConf;
 use crate::cni::CniError;
 use crate::cni::keys::Keys;
 use crate::ipam::Range;
@@ -36,6 +37,8 @@ pub enum IpamSource {
     Ranges(Vec<Vec<(Range, IpAddr)>>),
     /// They are given as they are.
     Static(Vec<PodAddress>),
+    /// A DHCP server gives them, whom the agent asks.
+    Dhcp(DhcpConf),
     /// Another plugin gives them: its name.
     Plugin(String),
 }
@@ -56,8 +59,13 @@ impl IpamConf {
             Some("loden") => IpamSource::Node,
             Some("host-local") => ranges(keys, &ipam)?,
             Some("static") => fixed(&ipam)?,
+            Some("dhcp") => IpamSource::Dhcp(DhcpConf::parse(&ipam)?),
             Some(_) if let Some(name) = plugin(&ipam) => IpamSource::Plugin(name.to_owned()),
-            Some(_) => return Err(ipam.wrong("type", "\"loden\", \"host-local\", \"static\" or another plugin's name")),
+            Some(_) => {
+                return Err(
+                    ipam.wrong("type", "\"loden\", \"host-local\", \"static\", \"dhcp\" or another plugin's name")
+                );
+            }
         };
         let routes = ipam.get("routes").map(|_| ipam.objects("routes")?.iter().map(route).collect()).transpose()?;
         Ok(Self {
@@ -73,7 +81,7 @@ impl IpamConf {
 /// The name of the plugin that gives addresses, where it is another than this one.
 pub(super) fn plugin<'a>(ipam: &Keys<'a>) -> Option<&'a str> {
     let name = ipam.text("type").ok().flatten()?;
-    (!["loden", "host-local", "static"].contains(&name) && is_plain_name(name)).then_some(name)
+    (!["loden", "host-local", "static", "dhcp"].contains(&name) && is_plain_name(name)).then_some(name)
 }
 
 /// `ranges`, or the older form with one range in the object itself; those of the runtime go first.
