@@ -140,11 +140,13 @@ fn new_terms_reach_the_pod_and_a_lost_address_leaves_it() {
     });
     wait_for("the attachment says so too", || {
         let there = wire.run_dir().attachment(&key("a")).expect("read").expect("there");
-        there.addresses[0].net.to_string() == "203.0.113.99/25"
+        there.addresses.first().is_some_and(|address| address.net.to_string() == "203.0.113.99/25")
     });
     agent.wait_ready().expect("it gets ready");
-    let events = agent.events(0).expect("events");
-    assert!(events.iter().any(|event| event.sort == "dhcp" && event.text.contains("203.0.113.99/25")), "{events:#?}");
+    wait_for("it is an event", || {
+        let events = agent.events(0).expect("events");
+        events.iter().any(|event| event.sort == "dhcp" && event.text.contains("203.0.113.99/25"))
+    });
 
     // And one that runs out because nobody renews it.
     server.change(|script| script.answers.clear());
