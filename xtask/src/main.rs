@@ -6,6 +6,7 @@ mod docs;
 mod kernel;
 mod peers;
 mod shell;
+mod storm;
 mod suite;
 mod tidy;
 
@@ -52,6 +53,8 @@ enum Chore {
     /// What that one begins with.
     #[command(hide = true)]
     KernelInit,
+    /// Thousands of ADDs at once behind one lock, in a lab of its own.
+    Storm(storm::Options),
     /// Man pages, completions, and the book where mdbook is installed.
     Docs,
 }
@@ -80,6 +83,7 @@ fn run(args: Args) -> Result<()> {
         Chore::Bench(options) => bench::run(&options),
         Chore::Kernel => kernel::run(),
         Chore::KernelInit => kernel::init(),
+        Chore::Storm(options) => storm::run(&options),
         Chore::Docs => docs::run(),
     }
 }

@@ -33,8 +33,8 @@ use crate::{delegate, fault, pod, pod_tables};
 pub use closed::Closed;
 pub use macvlan::SourcesError;
 
-/// How long the lock is waited for: with thousands of ADDs at once each holds it for well under a millisecond.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the lock is waited for: five thousand ADDs at once on two processors need ten seconds, and a runtime gives two minutes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What names of files of states end with.
 const STATE: &str = ".range";

@@ -4,25 +4,26 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::error::LinuxError;
 
-/// The pauses between tries: they begin short, since a holder is done in well under a millisecond, and end at what thousands
-/// of waiters can sleep without the machine noticing. A blocking `flock` would wait no longer but has no deadline.
-const PAUSE_FIRST: Duration = Duration::from_micros(50);
-const PAUSE_MOST: Duration = Duration::from_millis(2);
+/// Of a thread that only waits, in bytes.
+const STACK: usize = 64 * 1024;
 
 /// A lock that is held until it is dropped or its process ends.
 #[derive(Debug)]
 pub struct FileLock(File);
 
 impl FileLock {
-    /// Takes the lock, waiting for it until the deadline.
+    /// Takes the lock, waiting for it until the deadline. Who waits stands in the kernel's queue, and comes to it about in turn however
+    /// many there are (`__locks_insert_block`, fs/locks.c). A blocking `flock` has no deadline: so a thread waits, and is left to
+    /// itself when the time is over.
     ///
     /// # Errors
     /// [`LinuxError::System`] with ETIMEDOUT when somebody else held it all the time.
@@ -31,19 +32,22 @@ impl FileLock {
     }
 
     fn wait(file: File, path: &Path, deadline: Instant) -> Result<Self, LinuxError> {
-        let mut pause = PAUSE_FIRST;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self(file)),
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
-                Err(error) => return Err(LinuxError::system(format!("lock {}", path.display()), error)),
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(LinuxError::system(format!("lock {}", path.display()), Errno::TIMEDOUT));
-            }
-            thread::sleep(pause.min(left));
-            pause = (pause * 2).min(PAUSE_MOST);
+        let what = || format!("lock {}", path.display());
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Self(file)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+            Err(error) => return Err(LinuxError::system(what(), error)),
+        }
+        let (send, receive) = mpsc::sync_channel(1);
+        let wait = move || {
+            let locked = wait_for(file);
+            // When nobody listens any more, the lock is let go with the message.
+            drop(send.send(locked));
+        };
+        thread::Builder::new().stack_size(STACK).spawn(wait).map_err(|error| LinuxError::system(what(), error))?;
+        match receive.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(locked) => locked.map_err(|error| LinuxError::system(what(), error)),
+            Err(_) => Err(LinuxError::system(what(), Errno::TIMEDOUT)),
         }
     }
 
@@ -93,6 +97,16 @@ impl Drop for FileLock {
     fn drop(&mut self) {
         // Closing the file would do, but a child that inherited it must not keep the lock.
         let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// Waits without a deadline.
+fn wait_for(file: File) -> Result<FileLock, Errno> {
+    loop {
+        match flock(&file, FlockOperation::LockExclusive) {
+            Err(Errno::INTR) => {}
+            done => return done.map(|()| FileLock(file)),
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::process::Child;
+use std::time::{Duration, Instant};
 
 use loden_core::cni::Version;
 use serde_json::{Value, json};
@@ -231,16 +233,27 @@ fn version_asks_for_nothing() {
 }
 
 #[test]
-fn sixty_four_at_once_get_sixty_four_addresses() {
-    let host = Host::new(&DUAL);
-    let pods: Vec<String> = (0..64).map(|n| format!("p{n}")).collect();
+fn three_hundred_at_once_wait_behind_one_lock_and_get_three_hundred_addresses() {
+    let host = Host::new(&["10.1.0.0/23", "fd01::/64"]);
+    let pods: Vec<String> = (0..300).map(|n| format!("p{n}")).collect();
     pods.iter().for_each(|pod| drop(host.pod(pod)));
-    let host = &host;
-    let results: Vec<Value> = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            pods.iter().map(|pod| scope.spawn(move || host.call("ADD", pod, &json!({})).expect("attached"))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    });
-    let distinct: BTreeSet<String> = results.iter().map(|result| result["ips"].to_string()).collect();
-    assert_eq!(distinct.len(), 64);
+    let conf = host.conf("1.1.0", &json!({}));
+    let lock = host.run_dir().ipam_dir().join("lock");
+    let held = loden_linux::lock::FileLock::try_acquire(&lock).expect("a lock").expect("is free");
+    let children: Vec<_> = pods.iter().map(|pod| host.begin("ADD", pod, conf.as_bytes(), &[])).collect();
+    // Each leaves its mark just before it comes to the lock.
+    let deadline = Instant::now() + Duration::from_secs(50);
+    while host.leftovers().iter().filter(|left| left.ends_with(".add")).count() < pods.len() {
+        assert!(Instant::now() < deadline, "not all came to the lock");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(held);
+    let result = |child: Child| answer(&child.wait_with_output().expect("the plugin ends")).expect("attached");
+    let results: Vec<Value> = children.into_iter().map(result).collect();
+    let distinct: BTreeSet<String> = results
+        .iter()
+        .flat_map(|result| result["ips"].as_array().expect("ips"))
+        .map(|ip| ip["address"].to_string())
+        .collect();
+    assert_eq!(distinct.len(), 600);
 }
