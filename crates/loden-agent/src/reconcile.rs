@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use loden_core::attach;
 use loden_core::desired::{Desired, Source, Why, published};
 use loden_core::kernel::link::LinkKind;
 use loden_core::kernel::{Event, Kernel, KernelError, Key, Object, Scope, Sort};
@@ -354,7 +355,8 @@ impl<K: Kernel> Reconciler<K> {
             |key: &Key| self.desired.map().desired(key).is_some_and(|wanted| wanted.why.origin.source == Source::Local);
         let (mut host_right, mut routes_right) = (self.observe_error.is_none(), self.observe_error.is_none());
         for (key, wanted, actual) in self.desired.map().differences() {
-            let is_left_alone = wanted.is_none() && actual.is_some_and(|actual| !actual.is_ours());
+            let is_others = actual.is_some_and(|actual| !actual.is_ours()) || attach::is_on_host_side(key, actual);
+            let is_left_alone = wanted.is_none() && is_others;
             host_right &= !of_local(key) || is_left_alone;
             routes_right &= key.sort() != Sort::Route || is_left_alone;
         }

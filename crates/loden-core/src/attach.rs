@@ -66,6 +66,22 @@ pub fn shares(attachment: &Attachment, link: IfName) -> bool {
     }
 }
 
+/// Whether an address or a route is on the host's end of some attachment. That is known by the end's name: the report of the link
+/// may still be on its way, or what is remembered of the link may be of a former one of that name.
+#[must_use]
+pub fn is_on_host_side(key: &Key, object: Option<&Object>) -> bool {
+    match (key, object) {
+        (Key::Address(dev, _), _) | (Key::Route(..), Some(Object::Route(Via::Link(dev)))) => is_host_side(*dev),
+        _ => false,
+    }
+}
+
+fn is_host_side(name: IfName) -> bool {
+    let name = name.as_str();
+    let mark = name.strip_prefix("veth").or_else(|| name.strip_prefix("cali"));
+    mark.is_some_and(|mark| mark.len() == 11 && mark.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+}
+
 /// The attachment's short form: 11 hexadecimal digits.
 #[must_use]
 pub fn mark(key: &AttachmentKey) -> String {

@@ -16,9 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use foldhash::fast::FixedState;
 use indexmap::IndexMap;
 
+use crate::attach;
 use crate::delta::DeltaMap;
 use crate::kernel::link::LinkKind;
-use crate::kernel::{Key, Object, Observed, Scope, Sort, Via};
+use crate::kernel::{Key, Object, Observed, Scope, Sort};
 use crate::model::{BackendConfig, IfName, PoolName, Vni};
 use crate::view::{Changed, Problem, View};
 
@@ -242,21 +243,16 @@ impl Desired {
 
     /// Whether something of ours that nobody wants is left all the same: everything as long as not all wishes are known, a
     /// VTEP device for as long as this node's record promises it to peers, or may come to; with it its addresses, unless
-    /// it is wanted by itself, when it is known which they are. A pod's route goes with the pod's veth: the plugin may have
-    /// made it just now.
+    /// it is wanted by itself, when it is known which they are. What is on a pod's end goes with it: the plugin may have made it
+    /// just now.
     #[must_use]
     pub fn retains(&self, key: &Key, actual: Option<&Object>) -> bool {
-        let is_pods = |dev| {
-            let link = self.map.actual(&Key::Link(dev));
-            matches!(link, Some(Object::Link(link)) if matches!(link.kind, LinkKind::Veth { .. }))
-        };
         let is_wanted = |dev| self.map.desired(&Key::Link(dev)).is_some();
         match *key {
             _ if self.is_unclear => true,
             Key::Link(dev) => self.may_be_promised(dev),
-            Key::Address(dev, _) if is_pods(dev) => true,
+            _ if attach::is_on_host_side(key, actual) => true,
             Key::Address(dev, _) => self.may_be_promised(dev) && !is_wanted(dev),
-            Key::Route(..) => matches!(actual, Some(Object::Route(Via::Link(dev))) if is_pods(*dev)),
             _ => false,
         }
     }

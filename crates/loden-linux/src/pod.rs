@@ -109,7 +109,11 @@ fn set_up_host(socket: &mut Socket, attachment: &Attachment) -> Result<(), Linux
     }
     let results = socket.batch(&mut w)?;
     for (key, result) in sent.into_iter().zip(results) {
-        result.map_err(|error| error.renamed(&format!("{key} for the pod")))?;
+        match result {
+            // The link is new: only the agent can have been quicker, which still wants what a former attachment of this key had.
+            Err(error) if error.errno() == libc::EEXIST && matches!(key, Key::Address(..)) => {}
+            result => result.map_err(|error| error.renamed(&format!("{key} for the pod")))?,
+        }
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Faults at the edge of a host that works: the old state goes on, and it is said why.
 
 use loden_core::kernel::link::{Link, LinkKind, Port, Vxlan};
-use loden_core::kernel::{Key, LINK_GROUP, Object};
-use loden_core::model::{BackendConfig, Entry, Pool, Receive, Record, Vni, VxlanConfig};
+use loden_core::kernel::{Key, LINK_GROUP, Object, Via};
+use loden_core::model::{BackendConfig, Entry, Pool, Prefix, Receive, Record, Vni, VxlanConfig};
 use loden_core::plan::Plan;
 use loden_core::view::{Changed, View};
 
@@ -137,4 +137,23 @@ fn a_device_of_our_own_with_other_settings_is_made_anew() {
     kernel.run(&Plan::of(&desired), |_, _| {});
     desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
     assert!(Plan::of(&desired).is_empty());
+}
+
+#[test]
+fn what_a_plugin_has_just_made_for_a_pod_is_left_alone_though_its_link_has_not_been_heard_of() {
+    let (view, mut kernel) = at_rest();
+    let mut desired = picture::desired(&view);
+    let dev = "cali0123456789a".parse().expect("name");
+    let foreign = "cali-of-mine".parse().expect("name");
+    for (dev, last) in [(dev, 9), (foreign, 10)] {
+        let prefix = Prefix::host([10, 244, 1, last].into());
+        kernel.objects.insert(Key::Address(dev, prefix.ipnet()), Object::Address { ours: true });
+        kernel.objects.insert(Key::Route(prefix, 0), Object::Route(Via::Link(dev)));
+    }
+    desired.observed(&FakeKernel::all_sorts(), kernel.objects);
+    assert_eq!(
+        Plan::of(&desired).to_string(),
+        "- route 10.244.1.10/32 dev cali-of-mine   # nobody wants it any more\n- address 10.244.1.10/32 dev cali-of-mine   # nobody \
+         wants it any more\n"
+    );
 }
