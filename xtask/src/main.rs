@@ -6,6 +6,7 @@ mod docs;
 mod kernel;
 mod peers;
 mod shell;
+mod soak;
 mod storm;
 mod suite;
 mod tidy;
@@ -53,6 +54,8 @@ enum Chore {
     /// What that one begins with.
     #[command(hide = true)]
     KernelInit,
+    /// Ten thousand pods that come and go, in a lab of their own: nothing of them may stay.
+    Soak(soak::Options),
     /// Thousands of ADDs at once behind one lock, in a lab of its own.
     Storm(storm::Options),
     /// Man pages, completions, and the book where mdbook is installed.
@@ -83,6 +86,7 @@ fn run(args: Args) -> Result<()> {
         Chore::Bench(options) => bench::run(&options),
         Chore::Kernel => kernel::run(),
         Chore::KernelInit => kernel::init(),
+        Chore::Soak(options) => soak::run(&options),
         Chore::Storm(options) => storm::run(&options),
         Chore::Docs => docs::run(),
     }

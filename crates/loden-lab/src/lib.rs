@@ -9,6 +9,7 @@ pub mod http;
 pub mod lab;
 pub mod pod;
 pub mod probe;
+pub mod soak;
 pub mod topology;
 
 mod underlay;

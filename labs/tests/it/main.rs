@@ -13,6 +13,7 @@ mod refuse;
 mod routed;
 mod runtimes;
 mod shapes;
+mod soak;
 mod support;
 mod switch;
 mod walk;
