@@ -18,7 +18,7 @@ use loden_linux::sockopt;
 /// Where responders listen, in UDP and TCP.
 pub const PORT: u16 = 7007;
 /// How long an answer is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The protocols that are probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]

@@ -113,7 +113,7 @@ impl Soak<'_> {
         let pod = format!("soak{n}");
         let path = self.lab.netns_path(&pod);
         NetNs::create(&path).map_err(LabError::linux(format!("namespace of pod {pod}")))?;
-        let mut conf = self.lab.plugin_conf(self.host, "1.1.0");
+        let mut conf = Value::Object(self.lab.plugin_conf(self.host));
         conf["quarantineSeconds"] = 0.into();
         conf["attach"] = if n.is_multiple_of(2) { "bridge" } else { "routed" }.into();
         if (n / 2).is_multiple_of(2) {

@@ -1,10 +1,10 @@
 //! ICMP and ICMPv6 echo with a chosen size, not to be fragmented.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use loden_core::model::Family;
 use loden_linux::sockopt;
@@ -20,7 +20,11 @@ fn kinds(family: Family) -> (u8, u8) {
     if family == Family::V4 { (8, 0) } else { (128, 129) }
 }
 
-/// Sends an echo request with `payload` bytes and waits for the reply to it.
+/// How long a request is waited for before it is sent again: the first one to a neighbour that has to be found out may be lost, on a
+/// busy host for the kernel's whole second between two tries (`retrans_time`).
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Sends echo requests with `payload` bytes and waits for a reply.
 ///
 /// # Errors
 /// What went wrong, in the system's words.
@@ -44,16 +48,25 @@ pub fn echo(to: IpAddr, payload: usize) -> Result<(), String> {
         let sum = checksum(&packet);
         packet[2..4].copy_from_slice(&sum.to_be_bytes());
     }
-    socket.send(&packet).map_err(|error| error.to_string())?;
     let deadline = Instant::now() + PATIENCE;
     let mut bytes = vec![0; 65536];
+    let mut again = Instant::now();
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let now = Instant::now();
+        if now >= deadline {
             return Err(format!("no answer in {} s", PATIENCE.as_secs()));
         }
+        if now >= again {
+            socket.send(&packet).map_err(|error| error.to_string())?;
+            again = now + AGAIN;
+        }
+        let left = again.min(deadline).saturating_duration_since(now).max(Duration::from_millis(1));
         socket.set_read_timeout(Some(left)).map_err(|error| error.to_string())?;
-        let len = socket.read(&mut bytes).map_err(|error| silence(&error))?;
+        let len = match socket.read(&mut bytes) {
+            Ok(len) => len,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(silence(&error)),
+        };
         let bytes = &bytes[..len];
         // IPv4 hands over the IP header as well.
         let at = if family == Family::V4 { usize::from(bytes.first().copied().unwrap_or(0) & 0x0f) * 4 } else { 0 };
