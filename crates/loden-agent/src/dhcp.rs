@@ -10,17 +10,19 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use loden_core::dhcp::client::{Action, Client};
 use loden_core::dhcp::{Dns, Held, Lease, LeaseRequest};
-use loden_core::model::AttachmentKey;
+use loden_core::model::{Attachment, AttachmentKey};
 use loden_core::view::Problem;
 use loden_linux::LinuxError;
 use loden_linux::clock::boot_ms;
 use loden_linux::ledger::Ledger;
+use loden_linux::netns::NetNs;
 use loden_linux::run_dir::{RunDir, remove_file};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::time::{
@@ -204,6 +206,11 @@ impl Keeper {
     }
 
     fn begin(&mut self, request: LeaseRequest, answer: oneshot::Sender<Result<Lease, String>>) {
+        // Who asked may have gone meanwhile.
+        let netns_id = match NetNs::open(Path::new(&request.netns)) {
+            Ok(netns) => netns.identity(),
+            Err(error) => return drop(answer.send(Err(error.to_string()))),
+        };
         let now = boot_ms();
         // A former ADD of the same: its address is wished for again.
         let former = self.holdings.remove(&request.key).and_then(|holding| holding.held.lease);
@@ -211,7 +218,7 @@ impl Keeper {
         let client = Client::new(now, seed(), wish);
         let asker = Asker { answer, until_ms: now + u64::from(request.timeout_s) * 1000 };
         let key = request.key.clone();
-        let held = Held { request, lease: None, dns_told: Dns::default() };
+        let held = Held { request, netns_id, lease: None, dns_told: Dns::default() };
         self.holdings.insert(key, Holding::new(held, client, Some(asker)));
     }
 
@@ -314,7 +321,9 @@ impl Keeper {
     fn settle(&mut self, key: &AttachmentKey) {
         let Some(holding) = self.holdings.get_mut(key) else { return };
         let Held { request, lease, .. } = &holding.held;
-        let changed = Ledger::new(self.run_dir.clone()).readdress(key, |there| request.applied(lease.as_ref(), there));
+        let open = || holding::netns(&holding.held);
+        let apply = |there: &Attachment| request.applied(lease.as_ref(), there);
+        let changed = Ledger::new(self.run_dir.clone()).readdress(key, open, apply);
         match changed {
             Ok(None) => {}
             Ok(Some(attachment)) => {

@@ -120,6 +120,8 @@ pub struct LeaseRequest {
 pub struct Held {
     /// What was asked.
     pub request: LeaseRequest,
+    /// Device and inode of the pod's network namespace: its path may lead to another's one day.
+    pub netns_id: (u64, u64),
     /// What is held; `None`: it was lost, and is asked for again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Lease>,

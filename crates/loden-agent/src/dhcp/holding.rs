@@ -87,14 +87,14 @@ impl Holding {
         let request = self.held.request.clone();
         let ifname = request.key.ifname;
         if message.way == Way::Broadcast {
-            let socket = kept(&mut self.sockets.raw, &request, || PacketSocket::open_on(ifname, packet::IPV4))?;
+            let socket = kept(&mut self.sockets.raw, &self.held, || PacketSocket::open_on(ifname, packet::IPV4))?;
             return socket.send(&wire::frame(message, &request, None));
         }
         let to = match message.way {
             Way::Server(server) => server,
             Way::Broadcast | Way::Rebind => Ipv4Addr::BROADCAST,
         };
-        let socket = kept(&mut self.sockets.udp, &request, || sockopt::udp_on(ifname, wire::CLIENT_PORT))?;
+        let socket = kept(&mut self.sockets.udp, &self.held, || sockopt::udp_on(ifname, wire::CLIENT_PORT))?;
         let to = SocketAddr::from((to, wire::SERVER_PORT));
         let sent = socket.send_to(&wire::payload(message, &request), to);
         sent.map(drop).map_err(|error| LinuxError::system(format!("ask the DHCP server {}", to.ip()), error))
@@ -103,7 +103,7 @@ impl Holding {
     fn send_probe(&mut self, addr: Ipv4Addr) -> Result<(), LinuxError> {
         let request = self.held.request.clone();
         let ifname = request.key.ifname;
-        let socket = kept(&mut self.sockets.arp, &request, || PacketSocket::open_on(ifname, packet::ARP))?;
+        let socket = kept(&mut self.sockets.arp, &self.held, || PacketSocket::open_on(ifname, packet::ARP))?;
         socket.send(&wire::probe(addr, request.mac))
     }
 
@@ -175,7 +175,7 @@ impl Holding {
         let request = self.request();
         let frame = wire::frame(&Client::release(lease, xid), request, lease.server_mac);
         let send = |ifname| PacketSocket::open_on(ifname, packet::IPV4)?.send(&frame);
-        match (in_pod(request, || send(request.key.ifname)), request.host_device) {
+        match (in_pod(&self.held, || send(request.key.ifname)), request.host_device) {
             (Err(_), Some(device)) => send(device),
             (sent, _) => sent,
         }
@@ -222,19 +222,29 @@ fn taken(socket: &PacketSocket) -> Option<Frame> {
 /// The socket that there is, else a new one out of the pod's namespace.
 fn kept<'a, T: Send>(
     slot: &'a mut Option<T>,
-    request: &LeaseRequest,
+    held: &Held,
     open: impl FnOnce() -> Result<T, LinuxError> + Send,
 ) -> Result<&'a T, LinuxError> {
     let socket = match slot.take() {
         Some(socket) => socket,
-        None => in_pod(request, open)?,
+        None => in_pod(held, open)?,
     };
     Ok(slot.insert(socket))
 }
 
-fn in_pod<T: Send>(
-    request: &LeaseRequest,
-    work: impl FnOnce() -> Result<T, LinuxError> + Send,
-) -> Result<T, LinuxError> {
-    NetNs::open(Path::new(&request.netns))?.run(work)?
+fn in_pod<T: Send>(held: &Held, work: impl FnOnce() -> Result<T, LinuxError> + Send) -> Result<T, LinuxError> {
+    netns(held)?.run(work)?
+}
+
+/// The pod's namespace, as long as its path leads there.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn netns(held: &Held) -> Result<NetNs, LinuxError> {
+    let path = &held.request.netns;
+    let netns = NetNs::open(Path::new(path))?;
+    if netns.identity() == held.netns_id {
+        return Ok(netns);
+    }
+    Err(LinuxError::File { path: path.clone(), cause: "leads to the network namespace of another by now".to_owned() })
 }

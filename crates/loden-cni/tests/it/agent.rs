@@ -81,7 +81,7 @@ fn serve(run_dir: &RunDir, mut stream: &UnixStream) -> Option<String> {
         let request: LeaseRequest = serde_json::from_str(body).expect("a request");
         let terms = json!({ "net": "10.7.0.2/24", "router": "10.7.0.1", "server": "10.7.0.1", "leaseS": 3600, "begunMs": boot_ms() });
         let lease: Lease = serde_json::from_value(terms).expect("a lease");
-        let held = Held { request, dns_told: lease.terms.dns.clone(), lease: Some(lease.clone()) };
+        let held = Held { request, netns_id: (0, 0), dns_told: lease.terms.dns.clone(), lease: Some(lease.clone()) };
         run_dir.put_lease(&held).expect("written");
         serde_json::to_string(&lease).expect("JSON")
     } else {

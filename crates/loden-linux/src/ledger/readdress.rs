@@ -9,7 +9,7 @@ use crate::netns::NetNs;
 use crate::pod;
 
 impl Ledger {
-    /// Makes an attachment as `change` says: in its pod, in its file, and in the tables of what leads to it.
+    /// Makes an attachment as `change` says: in its pod, whose namespace `open` gives, in its file, and in the tables of what leads to it.
     /// Gives the new one, or nothing when it is right already, or missing, or its ADD is still under way.
     ///
     /// # Errors
@@ -17,6 +17,7 @@ impl Ledger {
     pub fn readdress(
         &self,
         key: &AttachmentKey,
+        open: impl FnOnce() -> Result<NetNs, LinuxError>,
         change: impl FnOnce(&Attachment) -> Attachment,
     ) -> Result<Option<Attachment>, LinuxError> {
         let there = {
@@ -29,8 +30,7 @@ impl Ledger {
             return Ok(None);
         }
         // Not under the lock: a pod's namespace that goes at this moment must hold nobody up.
-        let netns = NetNs::open(wanted.netns.as_ref())?;
-        netns.run(|| pod::readdress(&there, &wanted))??;
+        open()?.run(|| pod::readdress(&there, &wanted))??;
         {
             let _lock = self.lock()?;
             // A DEL that came meanwhile has the last word.

@@ -59,6 +59,38 @@ fn without_an_agent_add_and_status_say_so_and_del_works() {
 }
 
 #[test]
+fn what_an_agent_finds_torn_or_in_anothers_place_harms_nobody() {
+    let mut wire = Wire::new("dhcp-torn");
+    let server = Server::start(&wire.beyond, "br0", SERVER, Script::new(6));
+    let agent = wire.agent();
+    wire.pod("a");
+    wire.pod("b");
+    let conf = wire.conf(&json!({}), &json!({}));
+    let result = wire.call("ADD", "a", &conf).expect("attached");
+    wire.call("ADD", "b", &conf).expect("attached");
+    agent.end(Signal::KILL).expect("it ends");
+    std::fs::write(wire.run_dir().lease_file(&key("a")), "{").expect("torn");
+    std::fs::write(wire.run_dir().leases_dir().join("x.json.1.tmp"), "{").expect("unfinished");
+    // The path of b's namespace leads to another pod, with an eth0 of its own.
+    netns::remove(&wire.lab.netns_path("b")).expect("removed");
+    let stranger = wire.neighbour("b", "203.0.113.250/24");
+    agent.start(&wire.lab.binaries().lodend, false).expect("it starts");
+    agent.wait_ready().expect("it gets ready");
+    let (code, text) = wire.check("a", &conf, &result).expect_err("its lease is unknown");
+    assert!(code == 101 && text.contains("nobody holds a DHCP lease for it"), "{text}");
+    wait_for("what cannot be renewed is said", || {
+        wire.problems().iter().any(|problem| problem.contains("leads to the network namespace of another"))
+    });
+    wait_for("the lease ends", || wire.problems().iter().any(|problem| problem.contains("it has none")));
+    assert_eq!(of_pod(&stranger).0, ["203.0.113.250/24"], "nobody has touched the stranger");
+    for pod in ["a", "b"] {
+        wire.call("DEL", pod, &conf).expect("detached");
+    }
+    wire.wait_clean();
+    assert_eq!(server.heard(Discover).len(), 2);
+}
+
+#[test]
 fn refusals_slowness_and_other_pods_addresses_are_got_over() {
     let mut wire = Wire::new("dhcp-odd");
     let server = Server::start(&wire.beyond, "br0", SERVER, Script::new(3600));
