@@ -14,6 +14,10 @@ const QUEUE_US: u64 = 25_000;
 const BURST_FRAMES: u64 = 4;
 /// And the queue so many: with fewer a stream loses more than it sends when it begins (ten segments, RFC 6928).
 const QUEUE_FRAMES: u64 = 16;
+/// The largest packet that the kernel hands over in one piece, in bytes of all the frames that it will be (`GSO_MAX_SIZE`,
+/// linux/netdevice.h). The bucket cuts up only what is larger than the burst; what is smaller and does not fit into the queue is dropped
+/// each time, and a stream that sends nothing else stands still.
+const LARGEST_PACKET: u64 = 576 * 1024;
 /// An Ethernet header, which the kernel counts in, in bytes.
 const HEADER: u64 = 14;
 /// Bits of a nanosecond count that a tick leaves out (`PSCHED_SHIFT`, net/pkt_sched.h).
@@ -47,7 +51,7 @@ impl Bucket {
         Self {
             rate,
             burst: saturated(burst),
-            limit: saturated(in_time(QUEUE_US).max(QUEUE_FRAMES * frame)),
+            limit: saturated(in_time(QUEUE_US).max(QUEUE_FRAMES * frame).max(burst.min(LARGEST_PACKET))),
             target_us: saturated(TARGET_US.max(frame_us.saturating_mul(3) / 2)),
         }
     }
@@ -95,7 +99,10 @@ mod tests {
             (40_000_000_000, None, 9000, bucket(5_000_000_000, 50_000_000, 125_000_000, 5000), 156_250),
             (u64::MAX, None, 1500, bucket(u64::MAX / 8, u32::MAX, u32::MAX, 5000), 0),
             // A burst that is asked for is heeded, down to what one frame needs.
-            (10_000_000, Some(1_000_000), 1500, bucket(1_250_000, 125_000, 31_250, 5000), 1_562_500),
+            (10_000_000, Some(200_000), 1500, bucket(1_250_000, 25_000, 31_250, 5000), 312_500),
+            // The queue holds what the bucket does not cut up.
+            (10_000_000, Some(1_000_000), 1500, bucket(1_250_000, 125_000, 125_000, 5000), 1_562_500),
+            (10_000_000, Some(80_000_000), 1500, bucket(1_250_000, 10_000_000, 589_824, 5000), 125_000_000),
             (10_000_000, Some(1), 1500, bucket(1_250_000, 1514, 31_250, 5000), 18_925),
             // Slow as an old telephone line, and slower than anything.
             (8_000, None, 1500, bucket(1000, 6056, 24_224, 2_271_000), 94_625_000),

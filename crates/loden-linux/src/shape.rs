@@ -1,6 +1,5 @@
 //! A pod's bandwidth in the kernel: a token bucket at the host's end of its veth for what goes to it, and one at its own interface,
-//! inside its namespace, for what it sends. There the pod's sockets are held up instead of its packets being dropped, no further device
-//! is needed, and a macvlan can have it too.
+//! inside its namespace, for what it sends. There no further device is needed, and a macvlan can have it too.
 
 use std::path::Path;
 
