@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod docs;
+mod fuzz;
 mod kernel;
 mod peers;
 mod shell;
@@ -54,6 +55,8 @@ enum Chore {
     /// What that one begins with.
     #[command(hide = true)]
     KernelInit,
+    /// Random input to all that reads what comes from outside.
+    Fuzz(fuzz::Options),
     /// Ten thousand pods that come and go, in a lab of their own: nothing of them may stay.
     Soak(soak::Options),
     /// Thousands of ADDs at once behind one lock, in a lab of its own.
@@ -86,6 +89,7 @@ fn run(args: Args) -> Result<()> {
         Chore::Bench(options) => bench::run(&options),
         Chore::Kernel => kernel::run(),
         Chore::KernelInit => kernel::init(),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Soak(options) => soak::run(&options),
         Chore::Storm(options) => storm::run(&options),
         Chore::Docs => docs::run(),

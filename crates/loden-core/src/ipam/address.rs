@@ -198,11 +198,16 @@ impl RangeState {
         let (freed, ahead) = rest.split_at_checked(usize::try_from(waiting).ok()?.checked_mul(2)?)?;
         let freed: VecDeque<Freed> = freed.chunks(2).map(|pair| Freed { index: pair[0], at: pair[1] }).collect();
         let ahead: BTreeSet<u32> = ahead.iter().copied().collect();
-        let is_sound = fresh <= range.size()
-            && freed.iter().all(|freed| freed.index < fresh)
-            && ahead.iter().all(|index| (fresh..range.size()).contains(index));
+        let is_ahead = |index: &u32| (fresh..range.size()).contains(index);
+        let is_sound = fresh <= range.size() && wait_once(&freed, fresh) && ahead.iter().all(is_ahead);
         is_sound.then_some(Self { range, fresh, freed, ahead })
     }
+}
+
+/// Whether all that wait were used, and each waits once: else it would be given twice.
+fn wait_once(freed: &VecDeque<Freed>, fresh: u32) -> bool {
+    let mut waits = vec![false; fresh as usize];
+    freed.iter().all(|freed| waits.get_mut(freed.index as usize).is_some_and(|waits| !std::mem::replace(waits, true)))
 }
 
 fn number(bytes: &[u8]) -> Option<u32> {
@@ -333,6 +338,18 @@ mod tests {
         for cut in 0..bytes.len() {
             assert_eq!(RangeState::decode(range, &bytes[..cut]), None, "{cut}");
         }
+    }
+
+    #[test]
+    fn a_state_that_would_give_an_address_twice_is_not_read() {
+        let range = block("10.0.0.0/29");
+        let freed = |index| Freed { index, at: 0 };
+        let state = |freed: Vec<Freed>| RangeState { range, fresh: 3, freed: freed.into(), ahead: BTreeSet::new() };
+        let is_read = |state: RangeState| RangeState::decode(range, &state.encode()).is_some();
+        assert!(is_read(state(vec![freed(2), freed(0)])));
+        assert!(!is_read(state(vec![freed(2), freed(2)])));
+        assert!(!is_read(state(vec![freed(3)])));
+        assert!(!is_read(RangeState { fresh: 7, ..state(vec![]) }));
     }
 
     proptest! {

@@ -4,7 +4,10 @@
 mod config;
 mod dhcp;
 mod faults;
+#[path = "../../../../fuzz/src/lib.rs"]
+mod fuzzed;
 mod golden;
+mod hostile;
 mod order;
 mod picture;
 mod pools;

@@ -3,14 +3,13 @@
 
 use std::fs;
 
-use loden_core::attach::Draft;
 use loden_core::cni::flannel::{self, SubnetEnv};
-use loden_core::cni::{self, CniError, Environment, HostFacts, Master, NetConf, Role, Success, Verb};
-use loden_core::ipam::{Choice, RangeState};
-use loden_core::model::{AttachmentKey, PodAddress};
+use loden_core::cni::{self, CniError, Environment, HostFacts, NetConf, Role, Success, Verb};
+use loden_core::model::AttachmentKey;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::fuzzed;
 use crate::golden::compare;
 use crate::picture;
 
@@ -68,43 +67,18 @@ fn translate(fixture: &Fixture) -> Result<(Value, Value), CniError> {
     }
     let conf = NetConf::parse(conf.to_string().as_bytes(), Verb::Add, role)?;
     let make = conf.make.as_ref().expect("ADD makes");
-    let node = json!({
-        "node": "n1", "bridge": "cni0", "mtuPod": 1450,
-        "blocks": [{ "cidr": "10.1.7.0/24", "gateway": "10.1.7.1", "pool": "p4" },
-                   { "cidr": "fd01:0:0:7::/64", "gateway": "fd01:0:0:7::1", "pool": "p6" }],
-    });
-    let master = Master { name: "eth0".parse().expect("a name"), mtu: 1500, mac: None };
-    let facts = HostFacts {
-        node: fixture.node.then(|| serde_json::from_value(node).expect("a node")),
-        master: Some(master),
-        allow_list: None,
-    };
+    let facts = HostFacts { node: fixture.node.then(fuzzed::node), master: Some(fuzzed::master()), allow_list: None };
     let key = AttachmentKey {
         network: conf.name.clone().expect("a name"),
         container: environment.container.clone().expect("a container"),
         ifname: environment.ifname.expect("an interface"),
     };
     let draft = cni::draft(key, make, &environment, &facts)?;
-    let attachment = draft.attachment(first_free(&draft));
+    let attachment = draft.attachment(fuzzed::first_free(&draft).expect("room"));
     let result = if role.gives_addresses() {
         Success::of_addresses(&attachment, make.dns.clone())
     } else {
         Success::of(&attachment, make.dns.clone())
     };
     Ok((serde_json::to_value(&attachment).expect("JSON"), result.to_json(conf.version)))
-}
-
-/// What a node that has given no address yet would give.
-fn first_free(draft: &Draft) -> Vec<PodAddress> {
-    let one = |choice: &Vec<loden_core::ipam::Offer>| {
-        let offer = choice.first().expect("an offer");
-        let free = || {
-            let avoid = |addr| draft.demand.is_kept(offer, addr);
-            RangeState::new(offer.supply.range).allocate(Choice { now: 0, quarantine: 0, avoid: &avoid }).expect("room")
-        };
-        let addr = draft.demand.wanted_of(choice).unwrap_or_else(free);
-        let net = ipnet::IpNet::new(addr, offer.supply.range.subnet().len()).expect("a length");
-        PodAddress { net, gateway: offer.gateway, supply: Some(offer.supply.clone()) }
-    };
-    draft.demand.choices.iter().map(one).chain(draft.demand.fixed.iter().cloned()).collect()
 }
