@@ -144,12 +144,24 @@ impl Ledger {
         Ok(Reservation { attachment, _under_way: under_way })
     }
 
+    /// Marks an attachment as worked on. Who holds the mark may be one that only looks whether somebody does: it does so under the
+    /// lock.
+    fn under_way(&self, key: &AttachmentKey) -> Result<UnderWay, ReserveError> {
+        let file = self.under_way_file(key)?;
+        let lock = match FileLock::try_acquire(&file)? {
+            Ok(lock) => lock,
+            Err(_) => {
+                let _lock = self.lock()?;
+                FileLock::try_acquire(&file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?
+            }
+        };
+        Ok(UnderWay { _lock: lock, file })
+    }
+
     /// Takes an attachment's own lock, and then that of all; what a killed ADD left of it is undone. Gives what there is of it.
     fn begin(&self, key: &AttachmentKey) -> Result<(UnderWay, FileLock, Option<Attachment>), ReserveError> {
         self.run_dir.make()?;
-        let file = self.under_way_file(key)?;
-        let lock = FileLock::try_acquire(&file)?.map_err(|_| ReserveError::UnderWay(key.clone()))?;
-        let under_way = UnderWay { _lock: lock, file };
+        let under_way = self.under_way(key)?;
         fault::point("add-marked");
         // Its lock is ours now.
         let left = self.readable(key)?.filter(|there| !there.complete);
@@ -215,19 +227,20 @@ impl Ledger {
     /// # Errors
     /// [`LinuxError`].
     pub fn release(&self, key: &AttachmentKey) -> Result<(), LinuxError> {
-        let file = self.run_dir.attachment_file(key)?;
-        if file.exists() {
-            if let Some(there) = self.readable(key)? {
-                delegate::undo(&there, delegate::PATIENCE)?;
-            }
-            let _lock = self.lock()?;
-            match self.readable(key)? {
-                Some(there) => self.free(&there)?,
-                // What cannot be read must not keep a pod from going; its addresses are found by the sweep.
-                None => remove_file(&file)?,
-            }
+        let (file, mark) = (self.run_dir.attachment_file(key)?, self.under_way_file(key)?);
+        if !file.exists() && !mark.exists() {
+            return Ok(());
         }
-        self.remove_mark(&self.under_way_file(key)?).map(drop)
+        if let Some(there) = self.readable(key)? {
+            delegate::undo(&there, delegate::PATIENCE)?;
+        }
+        let _lock = self.lock()?;
+        match self.readable(key)? {
+            Some(there) => self.free(&there)?,
+            // What cannot be read must not keep a pod from going; its addresses are found by the sweep.
+            None => remove_file(&file)?,
+        }
+        self.remove_mark(&mark).map(drop)
     }
 
     /// Undoes what killed processes left: attachments that are incomplete and that no process works on (says which), their
@@ -248,15 +261,20 @@ impl Ledger {
         LinuxError::collected(errors).map(|()| swept)
     }
 
+    /// Its mark is held without the lock only while there is something to undo.
     fn sweep_one(&self, key: &AttachmentKey) -> Result<bool, LinuxError> {
-        let lock_file = self.under_way_file(key)?;
-        let Ok(_under_way) = FileLock::try_acquire(&lock_file)? else { return Ok(false) };
+        let file = self.under_way_file(key)?;
         let unfinished = || Ok(self.run_dir.attachment(key)?.filter(|there| !there.complete));
-        let cleared = unfinished()?.as_ref().map_or(Ok(()), clear);
+        let lock = self.lock()?;
+        let Ok(mark) = FileLock::try_acquire(&file)? else { return Ok(false) };
+        let under_way = UnderWay { _lock: mark, file };
+        let Some(left) = unfinished()? else { return Ok(false) };
+        drop(lock);
+        let cleared = clear(&left);
         let _lock = self.lock()?;
         let left = unfinished()?;
         let undone = cleared.and_then(|()| left.as_ref().map_or(Ok(()), |left| self.free(left)));
-        remove_file(&lock_file)?;
+        drop(under_way);
         undone.map(|()| left.is_some())
     }
 

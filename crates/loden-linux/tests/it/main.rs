@@ -5,6 +5,7 @@
 mod dump;
 mod foreign;
 mod hostile;
+mod ledger;
 mod lock;
 mod monitor;
 mod objects;
