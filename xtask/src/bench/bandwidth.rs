@@ -25,7 +25,9 @@ const UNSET: u64 = u32::MAX as u64;
 /// From the beginning of a stream; what is measured after it is steady.
 const FIRST: Duration = Duration::from_secs(2);
 const STEADY: Duration = Duration::from_secs(2);
-/// The three that are compared.
+/// How long an echo beside a stream may take at these rates, in milliseconds.
+const BOUND_MS: f64 = 50.0;
+/// Those that ours is compared with.
 const AGAINST: [&str; 2] =
     ["bridge + bandwidth, burst as containerd gives it (2^32-1 bits)", "bridge + bandwidth, burst of 10 ms"];
 
@@ -119,9 +121,10 @@ fn rows_of(case: &Case, seen: &[Vec<Seen>; 3], runs: usize) -> Vec<Row> {
         row(error, of(0, |seen| seen.error), 5.0, "%", 1.0, 5.0, "the bound of 5 %"),
         row(first, of(0, |seen| seen.first), of(1, |seen| seen.first), "times the rate", 1.0, 10.0, AGAINST[0]),
     ];
+    rows.push(row(p99, of(0, |seen| seen.p99), BOUND_MS, "ms", 1.0, 3.0, "the bound of 50 ms"));
     for (place, against) in AGAINST.into_iter().enumerate() {
-        // Against a sane burst there is nothing to win but what the burst adds to the queue.
-        let (floor, goal) = if place == 0 { (1.0, 10.0) } else { (0.8, 1.2) };
+        // From run to run a stream fills its queue more or less: of the same plugin the figures differ by more than twice.
+        let (floor, goal) = (0.3, if place == 0 { 2.0 } else { 1.0 });
         rows.push(row(p50, of(0, |seen| seen.p50), of(place + 1, |seen| seen.p50), "ms", floor, goal, against));
         rows.push(row(p99, of(0, |seen| seen.p99), of(place + 1, |seen| seen.p99), "ms", floor, goal, against));
     }
