@@ -234,7 +234,16 @@ pub fn reaches(from: &NetNs, to: &NetNs, addr: IpAddr) -> bool {
 
 /// The same, with less patience where it is not to be.
 pub fn reaches_within(from: &NetNs, to: &NetNs, addr: IpAddr, patience: Duration) -> bool {
-    let server = to.run(|| UdpSocket::bind((addr, 4000)).expect("bound")).expect("a thread");
+    // A child of another test holds the former one's descriptor until it executes its program.
+    let until = std::time::Instant::now() + Duration::from_secs(5);
+    let server = loop {
+        match to.run(|| UdpSocket::bind((addr, 4000))).expect("a thread") {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && std::time::Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            bound => break bound.expect("bound"),
+        }
+    };
     server.set_read_timeout(Some(patience)).expect("a timeout");
     from.run(|| {
         let any: IpAddr = if addr.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
