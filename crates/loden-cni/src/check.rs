@@ -2,7 +2,7 @@
 
 use loden_core::attach;
 use loden_core::cni::{CniError, Code};
-use loden_linux::pod;
+use loden_linux::{pod, pod_tables};
 
 use crate::{Call, delegate, failed, lease};
 
@@ -31,7 +31,7 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     let mtu_node = call.node(Code::CheckFailed).ok().map(|node| node.mtu_pod);
     let looked = pod::check(&attachment, &path, mtu_node);
     faults.extend(looked.map_err(|error| failed(format!("the attachment {key} cannot be looked at"), &error))?);
-    let elements = call.ledger().missing_elements(&key);
+    let elements = pod_tables::missing(&attachment);
     faults.extend(elements.map_err(|error| failed(format!("the tables cannot be looked at for {key}"), &error))?);
     faults.extend(lease::check(call, &attachment));
     if faults.is_empty() {

@@ -62,22 +62,22 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     Ok(())
 }
 
-/// Calls a verb that is about no attachment, of the plugin that gives the addresses.
+/// Calls GC or STATUS, which are about no attachment, of the plugin that gives the addresses.
 pub fn tell_ipam(call: &Call, verb: &str) -> Result<(), CniError> {
-    let Some(name) = &call.conf.ipam_plugin else { return Ok(()) };
-    let delegate = find(call, name, call.conf_given()?)?;
-    delegate::call(&delegate, verb, Subject { key: None, netns: "" }, &delegate.conf, PATIENCE)
-        .map(drop)
-        .map_err(|error| failed(format!("the plugin {name:?}, which gives the addresses"), &error))
+    call_ipam(call, verb, Subject { key: None, netns: "" })
 }
 
 /// DEL of an attachment that is not written down, as when another plugin made it before this one took its place: who gave the
 /// addresses may know of it.
 pub fn forget_unknown(call: &Call) -> Result<(), CniError> {
+    let netns = call.environment.netns.as_deref().unwrap_or_default();
+    call_ipam(call, "DEL", Subject { key: Some(&call.key()?), netns })
+}
+
+fn call_ipam(call: &Call, verb: &str, subject: Subject<'_>) -> Result<(), CniError> {
     let Some(name) = &call.conf.ipam_plugin else { return Ok(()) };
     let delegate = find(call, name, call.conf_given()?)?;
-    let netns = call.environment.netns.as_deref().unwrap_or_default();
-    delegate::call(&delegate, "DEL", Subject { key: Some(&call.key()?), netns }, &delegate.conf, PATIENCE)
+    delegate::call(&delegate, verb, subject, &delegate.conf, PATIENCE)
         .map(drop)
         .map_err(|error| failed(format!("the plugin {name:?}, which gives the addresses"), &error))
 }

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::disk::Disk;
 use crate::host::{Host, key};
+use crate::small_disk::Disk;
 
 fn attach(n: u32) -> Value {
     match n % 3 {

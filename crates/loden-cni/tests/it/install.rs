@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::disk::Disk;
 use crate::host::{Host, answer};
+use crate::small_disk::Disk;
 
 const BLOCKS: [&str; 1] = ["10.1.0.0/24"];
 const CONFLIST: &str = "10-loden.conflist";

@@ -1,7 +1,7 @@
 //! The plugin's tables, as the ledger has them: a pod's ports opened, the tables compared with the kernel's, and whose a port is.
 
 use loden_core::kernel::nft::TableName;
-use loden_core::model::{Attachment, AttachmentKey, PortMapping};
+use loden_core::model::{Attachment, PortMapping};
 use loden_core::pod_tables::PodTable;
 
 use super::{Ledger, ReserveError};
@@ -13,14 +13,6 @@ impl Ledger {
     pub(super) fn open(&self, tables: &[PodTable], attachment: &Attachment) -> Result<(), ReserveError> {
         let opened = pod_tables::add(tables, attachment, || self.run_dir.attachments().good);
         opened.map_err(|error| if error.errno() == libc::EEXIST { self.port_taken(attachment) } else { error.into() })
-    }
-
-    /// What the plugin's tables lack of an attachment: one line each.
-    ///
-    /// # Errors
-    /// [`LinuxError`].
-    pub fn missing_elements(&self, key: &AttachmentKey) -> Result<Vec<String>, LinuxError> {
-        self.run_dir.attachment(key)?.map_or(Ok(Vec::new()), |there| pod_tables::missing(&there))
     }
 
     /// Whose port it is that the attachment wants too.
