@@ -11,23 +11,26 @@ use loden_core::model::{Attachment, AttachmentKey, PodAddress};
 use serde_json::{Value, json};
 
 const VERBS: [Verb; 6] = [Verb::Add, Verb::Del, Verb::Check, Verb::Gc, Verb::Status, Verb::Version];
-const ROLES: [Role; 9] = [
-    Role::Loden,
-    Role::Bridge,
-    Role::Ptp,
-    Role::Macvlan,
-    Role::HostLocal,
-    Role::Static,
-    Role::Portmap,
-    Role::Loopback,
-    Role::Flannel,
+/// The names of the program.
+const NAMES: [&str; 11] = [
+    "loden-cni",
+    "bridge",
+    "ptp",
+    "macvlan",
+    "host-local",
+    "static",
+    "portmap",
+    "bandwidth",
+    "tuning",
+    "loopback",
+    "flannel",
 ];
 /// Addresses that are taken of a state that was read: as many as the smaller ranges have.
 const TAKEN: usize = 300;
 
 /// A configuration is refused, or comes to an attachment whose file and whose result can be read again.
 pub fn stdin(data: &[u8]) {
-    for role in ROLES {
+    for role in NAMES.map(Role::of_program) {
         for verb in VERBS {
             match NetConf::parse(data, verb, role) {
                 Ok(conf) => made(&conf),
