@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use loden_core::attach::{self, Draft};
-use loden_core::cni::{self, Environment, HostFacts, Master, NetConf, NodeFile, Role, Success, Verb, Version};
+use loden_core::cni::{
+    self, CniError, Environment, HostFacts, Master, NetConf, NodeFile, Role, Success, Verb, Version,
+};
 use loden_core::ipam::{Choice, Offer, Range, RangeState, Supply};
 use loden_core::model::{Attachment, AttachmentKey, PodAddress};
 use serde_json::{Value, json};
@@ -42,7 +44,7 @@ pub fn stdin(data: &[u8]) {
 
 fn made(conf: &NetConf) {
     let (Some(make), Some(network)) = (&conf.make, &conf.name) else { return };
-    let environment = environment();
+    let environment = environment("IgnoreUnknown=1;K8S_POD_NAMESPACE=n;K8S_POD_NAME=p").expect("variables");
     let key = AttachmentKey {
         network: network.clone(),
         container: environment.container.clone().unwrap_or_default(),
@@ -58,17 +60,18 @@ fn made(conf: &NetConf) {
     }
 }
 
-fn environment() -> Environment {
+/// The variables of an ADD with these `CNI_ARGS`.
+pub fn environment(args: &str) -> Result<Environment, CniError> {
     let variables = [
         ("CNI_COMMAND", "ADD"),
         ("CNI_CONTAINERID", "c1"),
         ("CNI_NETNS", "/run/netns/p"),
         ("CNI_IFNAME", "eth0"),
         ("CNI_PATH", "/opt/cni/bin"),
-        ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=n;K8S_POD_NAME=p"),
+        ("CNI_ARGS", args),
     ];
     let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-    Environment::read(get).expect("variables")
+    Environment::read(get)
 }
 
 /// A node with a block of each family.

@@ -4,7 +4,7 @@
 use std::fs;
 
 use loden_core::cni::flannel::{self, SubnetEnv};
-use loden_core::cni::{self, CniError, Environment, HostFacts, NetConf, Role, Success, Verb};
+use loden_core::cni::{self, CniError, HostFacts, NetConf, Role, Success, Verb};
 use loden_core::model::AttachmentKey;
 use serde::Deserialize;
 use serde_json::Value;
@@ -49,16 +49,7 @@ fn every_configuration_comes_to_its_attachment() {
 }
 
 fn translate(fixture: &Fixture) -> Result<(Value, Value), CniError> {
-    let variables = [
-        ("CNI_COMMAND", "ADD"),
-        ("CNI_CONTAINERID", "c1"),
-        ("CNI_NETNS", "/run/netns/p"),
-        ("CNI_IFNAME", "eth0"),
-        ("CNI_PATH", "/opt/cni/bin"),
-        ("CNI_ARGS", &fixture.args),
-    ];
-    let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-    let environment = Environment::read(get)?;
+    let environment = fuzzed::environment(&fixture.args)?;
     let (mut conf, mut role) = (fixture.conf.clone(), Role::of_program(&fixture.role));
     if let Some(env) = &fixture.subnet_env {
         let env: SubnetEnv = env.parse().expect("a subnet.env");
