@@ -51,7 +51,8 @@ fn ask_tcp(pod: &NetNs, listen: &str, from: &NetNs, to: &str) -> Option<IpAddr> 
         }
     };
     listener.set_nonblocking(true).expect("set");
-    let stream = from.run(|| TcpStream::connect_timeout(&at(to), Duration::from_millis(700)).ok()).expect("a thread");
+    // The first packet to a neighbour may be lost; it is sent again after a second (RFC 6298 section 2.1).
+    let stream = from.run(|| TcpStream::connect_timeout(&at(to), PATIENCE).ok()).expect("a thread");
     let mut stream = stream?;
     let (mut accepted, client) = listener.accept().ok()?;
     accepted.set_nonblocking(false).expect("set");
