@@ -84,7 +84,8 @@ fn come_and_go(host: &Host, conf: &str, worker: u64, round: u64) -> BTreeMap<Str
             // Attached already, or none is free.
             ("ADD", Err((4 | 100, _))) => {}
             ("DEL", Ok(_)) => drop(have.remove(&pod)),
-            (_, Err(_)) if is_killed && output.stdout.is_empty() => drop(have.remove(&pod)),
+            // Ended by the signal, perhaps behind its answer.
+            (_, Err(_)) if is_killed && output.status.code().is_none() => drop(have.remove(&pod)),
             (_, Err(error)) => panic!("{verb} of {pod}: {error:?}, round {round}"),
             (_, Ok(_)) => {}
         }
