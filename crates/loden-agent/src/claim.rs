@@ -1,6 +1,6 @@
 //! Claiming blocks: which pool needs one here, and the race for it by compare-and-swap.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use loden_core::ipam::choose_block;
 use loden_core::model::{Block, Key, NodeName, NodeUid, Pool, PoolName, Prefix, Record};
@@ -50,18 +50,25 @@ pub async fn claim_block(
     pool: &Pool,
     node: &NodeName,
     uid: &NodeUid,
-    mut taken: BTreeSet<Prefix>,
+    mut taken: BTreeMap<Prefix, NodeName>,
 ) -> Result<Block, ClaimError> {
     let seed = seed(node, uid);
     for _ in 0..TRIES {
-        let Some(cidr) = choose_block(pool.cidr, pool.block_len, &taken, seed) else {
-            let inside = taken.iter().filter(|block| pool.cidr.covers(**block)).count();
+        let Some(cidr) = choose_block(pool, &taken, seed) else {
+            let inside = taken.keys().filter(|block| pool.cidr.covers(**block)).count();
             return Err(ClaimError::Exhausted { taken: inside, block_len: pool.block_len, cidr: pool.cidr });
         };
         let block = Block { cidr, pool: pool.name.clone(), owner: node.clone(), owner_uid: uid.clone() };
         match store.put(Record::Block(block.clone()), Expect::Absent, None).await {
             Ok(_) => return Ok(block),
-            Err(StoreError::Conflict { .. }) => drop(taken.insert(cidr)),
+            Err(StoreError::Conflict { found, .. }) => {
+                let owner = match found.map(|entry| entry.record) {
+                    Some(Record::Block(block)) => block.owner,
+                    // Gone again already: it is passed by all the same.
+                    _ => node.clone(),
+                };
+                taken.insert(cidr, owner);
+            }
             Err(error) => return Err(error.into()),
         }
     }

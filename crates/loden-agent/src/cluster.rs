@@ -3,7 +3,7 @@
 //! It never touches the kernel and the kernel's thread never waits for it: records go there by message, facts come back by a
 //! watch. When the store is away everything stays as it is, and it is tried again with growing pauses.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,7 +85,9 @@ pub struct Cluster {
     /// What of the records matters here.
     pools: BTreeMap<PoolName, Pool>,
     own_blocks: BTreeMap<Prefix, (Block, u64)>,
-    taken: BTreeSet<Prefix>,
+    taken: BTreeMap<Prefix, NodeName>,
+    /// What in the store is no record, and why.
+    flaws: BTreeMap<String, String>,
     own_node: Option<(Node, u64)>,
     lease: Option<u64>,
 }
@@ -107,7 +109,8 @@ impl Cluster {
             deliver,
             pools: BTreeMap::new(),
             own_blocks: BTreeMap::new(),
-            taken: BTreeSet::new(),
+            taken: BTreeMap::new(),
+            flaws: BTreeMap::new(),
             own_node: None,
             lease: None,
         }
@@ -155,6 +158,12 @@ impl Cluster {
         self.lease = None;
         for entry in &listing.entries {
             self.note(entry);
+        }
+        for place in std::mem::replace(&mut self.flaws, listing.flaws).keys() {
+            self.set_problem(place, None);
+        }
+        for (place, cause) in &self.flaws {
+            self.set_problem(place, Some(flaw(cause)));
         }
         self.health.send_modify(|health| {
             health.up = true;
@@ -208,25 +217,38 @@ impl Cluster {
     }
 
     fn take_in(&mut self, change: Change) {
-        let revision = match &change {
+        match &change {
             Change::Put(entry) => {
                 self.note(entry);
-                entry.revision
+                self.note_flaw(&entry.record.key().to_string(), None);
             }
-            Change::Delete { key, revision } => {
+            Change::Delete { key, .. } => {
                 self.forget(key);
-                *revision
+                self.note_flaw(&key.to_string(), None);
             }
-        };
+            Change::Flaw { place, cause, .. } => self.note_flaw(place, cause.as_ref()),
+        }
+        let revision = change.revision();
         self.health.send_modify(|health| health.revision = revision);
         (self.deliver)(News::Change(change));
+    }
+
+    fn note_flaw(&mut self, place: &str, cause: Option<&String>) {
+        let former = match cause {
+            Some(cause) => self.flaws.insert(place.to_owned(), cause.clone()),
+            None if self.flaws.is_empty() => return,
+            None => self.flaws.remove(place),
+        };
+        if former.as_ref() != cause {
+            self.set_problem(place, cause.map(|cause| flaw(cause)));
+        }
     }
 
     fn note(&mut self, entry: &Entry) {
         match &entry.record {
             Record::Pool(pool) => drop(self.pools.insert(pool.name.clone(), pool.clone())),
             Record::Block(block) => {
-                self.taken.insert(block.cidr);
+                self.taken.insert(block.cidr, block.owner.clone());
                 if block.owner == self.identity.node {
                     self.own_blocks.insert(block.cidr, (block.clone(), entry.revision));
                 } else {
@@ -320,7 +342,7 @@ impl Cluster {
             match claim::claim_block(&*self.store, &pool, node, uid, self.taken.clone()).await {
                 Ok(block) => {
                     tracing::info!(block = %block.cidr, pool = %pool.name, "claimed a block");
-                    self.taken.insert(block.cidr);
+                    self.taken.insert(block.cidr, node.clone());
                     self.own_blocks.insert(block.cidr, (block, 0));
                     self.set_problem(&subject, None);
                 }
@@ -338,6 +360,8 @@ impl Cluster {
             name: self.identity.node.clone(),
             uid: self.identity.uid.clone(),
             underlay,
+            public: former.map(|(node, _)| node.public).unwrap_or_default(),
+            asked: former.map(|(node, _)| node.asked).unwrap_or_default(),
             labels: self.identity.labels.clone(),
             // Until the kernel has been seen to hold them, what was published before the restart goes on being true.
             receives: match (outward.facts.mtu_pod, former) {
@@ -372,4 +396,9 @@ impl Cluster {
             health.problems != before
         });
     }
+}
+
+/// What is wrong with something in the store that is no record, for people.
+fn flaw(cause: &str) -> String {
+    format!("{cause}; it is passed over, and all else goes on. Mend or remove it there")
 }

@@ -139,6 +139,7 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 self.changed.merge(self.view.delete(key));
             }
+            Change::Flaw { .. } => {}
         }
     }
 

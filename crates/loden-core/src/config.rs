@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod fields;
 pub mod node;
+pub mod store;
 
 /// What is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

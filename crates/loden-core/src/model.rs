@@ -25,7 +25,7 @@ pub use name::{IfName, NameError, NodeName, NodeUid, PLAIN_NAME, PoolName, is_pl
 pub use node::{Node, PerFamily, Receive};
 pub use pool::{BackendConfig, Block, HostGwConfig, Pool, VxlanConfig};
 pub use port::{PortMapping, Transport, TransportError};
-pub use prefix::{Family, Prefix, PrefixError};
+pub use prefix::{Family, Prefix, PrefixError, overlapping};
 pub use record::{Entry, Key, Kind, Lease, Record};
 pub use tuning::{Setting, Sysctl, Tuning};
 pub use vni::{Vni, VniError};

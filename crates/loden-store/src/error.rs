@@ -1,5 +1,6 @@
 //! What can go wrong with a datastore.
 
+use loden_core::config::store::StoreAddressError;
 use loden_core::model::{Entry, Key};
 
 /// An error of a store.
@@ -73,11 +74,8 @@ pub enum StoreError {
         cause: String,
     },
     /// An address that names no store.
-    #[error("{given:?} names no datastore: `sqlite:PATH` (or a path) and `memory:` are known")]
-    Address {
-        /// As given.
-        given: String,
-    },
+    #[error(transparent)]
+    Address(#[from] StoreAddressError),
 }
 
 fn revision(found: &Option<Box<Entry>>) -> String {

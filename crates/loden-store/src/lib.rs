@@ -11,12 +11,14 @@ pub mod sqlite;
 mod compare;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use loden_core::model::{Entry, Key, Record};
+use loden_core::config::store::StoreAddress;
+use loden_core::model::{Entry, Key, NodeName, Record};
 
 pub use error::StoreError;
 pub use watch::Watch;
@@ -45,8 +47,8 @@ pub struct Listing {
     /// Which store this is: made once with it. Another one must not be taken for it, or its emptiness for an order to
     /// clear the kernel.
     pub id: String,
-    /// Records that cannot be read, with the cause. They hide nothing else and are not lost.
-    pub unreadable: Vec<String>,
+    /// What cannot be taken for a record, by its place in the store, with the cause. It hides nothing else and is not lost.
+    pub flaws: BTreeMap<String, String>,
 }
 
 /// One change.
@@ -61,6 +63,16 @@ pub enum Change {
         /// The revision that did it.
         revision: u64,
     },
+    /// What stands at a place cannot be taken for a record, or can be again. A change of the record whose key reads as the place
+    /// says the latter, too.
+    Flaw {
+        /// The place, in the store's own words.
+        place: String,
+        /// What is wrong there; `None`: nothing any more.
+        cause: Option<String>,
+        /// The revision that did it.
+        revision: u64,
+    },
 }
 
 impl Change {
@@ -69,9 +81,27 @@ impl Change {
     pub fn revision(&self) -> u64 {
         match self {
             Self::Put(entry) => entry.revision,
-            Self::Delete { revision, .. } => *revision,
+            Self::Delete { revision, .. } | Self::Flaw { revision, .. } => *revision,
         }
     }
+}
+
+/// For how long a block is lent in stores that lend (flannel's).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Term {
+    /// The time to live that a block is claimed and renewed with.
+    pub ttl: Duration,
+    /// How long before its end it is renewed.
+    pub margin: Duration,
+}
+
+/// What a node tells those who look at the cluster from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// Whether pods can be served.
+    pub ready: bool,
+    /// Why not, or that they can.
+    pub message: String,
 }
 
 /// A datastore.
@@ -113,17 +143,36 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError::Compacted`] when they are no longer kept: list again.
     async fn watch(&self, after: u64) -> Result<Watch, StoreError>;
+
+    /// For how long a block is lent; `None`: it is its owner's until that gives it back.
+    fn term(&self) -> Option<Term> {
+        None
+    }
+
+    /// Tells those who look at the cluster from outside how the node is, where the store has a place for that (Kubernetes'
+    /// condition NetworkUnavailable). What is said already is not written again.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn announce(&self, _node: &NodeName, _readiness: &Readiness) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
-/// Opens the store at an address: `memory:`, `sqlite:PATH` or a path.
+/// Opens the store at an address.
 ///
 /// # Errors
 /// [`StoreError`] when it cannot be opened or the address is not understood.
-pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
-    match url.split_once(':') {
-        Some(("memory", "")) => Ok(Arc::new(memory::Memory::new())),
-        Some(("sqlite", path)) if !path.is_empty() => Ok(Arc::new(sqlite::Sqlite::open(Path::new(path)).await?)),
-        None if url.starts_with(['/', '.']) => Ok(Arc::new(sqlite::Sqlite::open(Path::new(url)).await?)),
-        _ => Err(StoreError::Address { given: url.to_owned() }),
+pub async fn open(address: &str) -> Result<Arc<dyn Store>, StoreError> {
+    let address: StoreAddress = address.parse()?;
+    match &address {
+        StoreAddress::Memory => Ok(Arc::new(memory::Memory::new())),
+        StoreAddress::Sqlite { path } => Ok(Arc::new(sqlite::Sqlite::open(Path::new(path)).await?)),
+        StoreAddress::Etcd(_) | StoreAddress::Flannel(_) | StoreAddress::Kubernetes(_) => {
+            Err(StoreError::Unavailable {
+                place: address.to_string(),
+                cause: "this store is not built in yet".to_owned(),
+            })
+        }
     }
 }

@@ -84,7 +84,7 @@ impl Store for Memory {
             entries: state.entries.values().cloned().collect(),
             revision: state.revision,
             id: "memory".to_owned(),
-            unreadable: Vec::new(),
+            flaws: BTreeMap::new(),
         })
     }
 

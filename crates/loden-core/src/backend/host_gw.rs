@@ -25,7 +25,7 @@ impl Backend for HostGwConfig {
         let family = cx.pool.cidr.family();
         if onlink_gateway(cx, peer).is_none() {
             let onlink: Vec<_> = cx.underlay.onlink.iter().map(ToString::to_string).collect();
-            return Err(match peer.underlay.get(family) {
+            return Err(match peer.reached_at(family) {
                 Some(addr) => format!(
                     "{addr} is not on-link on {} ({}): host-gw needs all nodes on one segment; use vxlan with \
                      direct_routing, which routes directly where it can",
@@ -42,7 +42,7 @@ impl Backend for HostGwConfig {
 
 /// The peer's address, if it is of the pool's family and reached without a gateway.
 pub(super) fn onlink_gateway(cx: &Context<'_>, peer: &Node) -> Option<std::net::IpAddr> {
-    peer.underlay.get(cx.pool.cidr.family()).filter(|addr| cx.underlay.is_onlink(*addr))
+    peer.reached_at(cx.pool.cidr.family()).filter(|addr| cx.underlay.is_onlink(*addr))
 }
 
 /// One nexthop and a route a block, straight to the peer; nothing when it is not on-link.

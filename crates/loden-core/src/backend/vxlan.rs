@@ -131,7 +131,7 @@ impl VxlanConfig {
             });
             let ours = underlays(cx).any(|(u, _)| u == underlay);
             if let (true, Some(mac), Some(addr), Some(dev)) =
-                (ours, vtep, peer.underlay.get(underlay), self.device(cx, underlay))
+                (ours, vtep, peer.reached_at(underlay), self.device(cx, underlay))
             {
                 return Ok((dev, mac, addr));
             }

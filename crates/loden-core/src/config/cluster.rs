@@ -42,6 +42,7 @@ fn parse_pool(mut fields: Fields) -> Result<Pool, ConfigError> {
         Some(len) => u8::try_from(len).unwrap_or(u8::MAX),
         None => default_block_len(cidr),
     };
+    let (first_block, last_block) = (fields.parsed("first_block")?, fields.parsed("last_block")?);
     let nat_outgoing = fields.flag("nat_outgoing")?.unwrap_or(true);
     let node_selector = fields.labels("node_selector")?;
     let backend = match fields.table("backend")? {
@@ -49,7 +50,8 @@ fn parse_pool(mut fields: Fields) -> Result<Pool, ConfigError> {
         None => BackendConfig::Vxlan(VxlanConfig::default()),
     };
     fields.finish()?;
-    Ok(Pool { name, cidr, block_len, backend, nat_outgoing, node_selector, unknown: BTreeMap::new() })
+    let unknown = BTreeMap::new();
+    Ok(Pool { name, cidr, block_len, first_block, last_block, backend, nat_outgoing, node_selector, unknown })
 }
 
 /// A block as large as flannel's default: /24 or /64; a quarter of the pool when the pool is no larger than that.
@@ -113,6 +115,19 @@ pub fn check_pool(pool: &Pool) -> Result<(), ConfigError> {
                 pool.cidr.len()
             ),
         );
+    }
+    for (key, block) in [("first_block", pool.first_block), ("last_block", pool.last_block)] {
+        if let Some(block) = block
+            && (block.len() != pool.block_len || !pool.cidr.covers(block))
+        {
+            let meant = format!("a block of /{} inside {} was meant", pool.block_len, pool.cidr);
+            return invalid(key, block.to_string(), meant);
+        }
+    }
+    if let (Some(first), Some(last)) = (pool.first_block, pool.last_block)
+        && last < first
+    {
+        return invalid("last_block", last.to_string(), format!("one not below `first_block`, {first}, was meant"));
     }
     if let Some((prefix, what)) = unfit_for_pods().into_iter().find(|(prefix, _)| prefix.overlaps(pool.cidr)) {
         return invalid(

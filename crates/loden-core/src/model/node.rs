@@ -81,6 +81,12 @@ pub struct Node {
     /// The addresses at which peers reach it.
     #[serde(default)]
     pub underlay: PerFamily<IpAddr>,
+    /// Where peers reach it instead, as an operator says (flannel's `public-ip-overwrite`: a node behind NAT).
+    #[serde(default, skip_serializing_if = "PerFamily::is_empty")]
+    pub public: PerFamily<IpAddr>,
+    /// Which of its own addresses an operator wants it to serve at (flannel's `node-public-ip`).
+    #[serde(default, skip_serializing_if = "PerFamily::is_empty")]
+    pub asked: PerFamily<IpAddr>,
     /// Labels, for pools' node selectors.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -94,4 +100,12 @@ pub struct Node {
     /// Keys that this version does not know, kept for the newer node that wrote them.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
+}
+
+impl Node {
+    /// The address at which peers reach it.
+    #[must_use]
+    pub fn reached_at(&self, family: Family) -> Option<IpAddr> {
+        self.public.get(family).or(self.underlay.get(family))
+    }
 }

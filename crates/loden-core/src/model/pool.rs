@@ -17,6 +17,12 @@ pub struct Pool {
     pub cidr: Prefix,
     /// The prefix length of a block.
     pub block_len: u8,
+    /// The lowest block that is claimed; `None`: the pool's first (flannel's `SubnetMin`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_block: Option<Prefix>,
+    /// The highest block that is claimed; `None`: the pool's last (flannel's `SubnetMax`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_block: Option<Prefix>,
     /// How packets between its blocks travel.
     pub backend: BackendConfig,
     /// Whether packets from the pool to the outside take the host's address.
@@ -27,6 +33,18 @@ pub struct Pool {
     /// Keys that this version does not know.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
+}
+
+impl Pool {
+    /// The lowest and the highest block that nodes claim; `None` when blocks of that length do not fit into the pool.
+    #[must_use]
+    pub fn block_bounds(&self) -> Option<(Prefix, Prefix)> {
+        let last = self.cidr.count_subnets(self.block_len) - 1;
+        let first = self.first_block.or_else(|| self.cidr.nth_subnet(self.block_len, 0))?;
+        let last = self.last_block.or_else(|| self.cidr.nth_subnet(self.block_len, last))?;
+        let fits = |block: Prefix| block.len() == self.block_len && self.cidr.covers(block);
+        (fits(first) && fits(last)).then_some((first, last))
+    }
 }
 
 /// The backend of a pool, with its options.

@@ -1,5 +1,6 @@
 //! Address families and prefixes without host bits.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -177,6 +178,15 @@ impl Prefix {
     }
 }
 
+/// One of `prefixes` that shares addresses with `prefix`, if there is one: by look-ups, however many there are.
+#[must_use]
+pub fn overlapping<T>(prefixes: &BTreeMap<Prefix, T>, prefix: Prefix) -> Option<(&Prefix, &T)> {
+    // In the order of prefixes, those inside stand right behind it.
+    let inside = prefixes.range(prefix..).next().filter(|(other, _)| prefix.covers(**other));
+    let around = || (0..prefix.len()).find_map(|len| prefixes.get_key_value(&Prefix::holding(prefix.network(), len)));
+    inside.or_else(around)
+}
+
 impl FromStr for Prefix {
     type Err = PrefixError;
     fn from_str(s: &str) -> Result<Self, PrefixError> {
@@ -217,6 +227,8 @@ impl fmt::Debug for Prefix {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn p(s: &str) -> Prefix {
@@ -244,5 +256,19 @@ mod tests {
         assert_eq!(p("10.0.0.0/16").count_subnets(24), 256);
         assert!(p("10.0.0.0/16").overlaps(p("10.0.1.0/24")));
         assert!(!p("10.0.0.0/16").overlaps(p("fd00::/16")));
+    }
+
+    proptest! {
+        #[test]
+        fn an_overlap_is_found_if_there_is_one(
+            list in proptest::collection::vec((any::<u8>(), 20_u8..=32), 0..12), addr in any::<u8>(), len in 20_u8..=32,
+        ) {
+            let prefix = |n: u8, len| Prefix::holding([10, 0, n >> 4, n << 4].into(), len);
+            let map: BTreeMap<_, _> = list.iter().map(|(n, len)| (prefix(*n, *len), ())).collect();
+            let wanted = prefix(addr, len);
+            let found = overlapping(&map, wanted);
+            prop_assert_eq!(found.is_some(), map.keys().any(|other| other.overlaps(wanted)));
+            prop_assert!(found.is_none_or(|(other, ())| other.overlaps(wanted)));
+        }
     }
 }

@@ -78,8 +78,8 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     );
     check_pool(
         "masquerade = true",
-        "unknown key `pool[0].masquerade`; known here are `backend`, `block_len`, `cidr`, `name`, \
-        `nat_outgoing`, `node_selector`",
+        "unknown key `pool[0].masquerade`; known here are `backend`, `block_len`, `cidr`, `first_block`, `last_block`, `name`, \
+         `nat_outgoing`, `node_selector`",
     );
     check_pool("backend = { type = \"host-gw\", vni = 1 }", "unknown key `pool[0].backend.vni`; known here are `type`");
     check_pools(
@@ -173,6 +173,21 @@ fn addresses_that_do_for_no_pool_are_refused() {
         "fd00::/64",
         "block_len = 127",
         &format!("{block_len} 127: a block needs at least four addresses: at most 126 for IPv6"),
+    );
+    check(
+        "10.0.0.0/16",
+        "block_len = 24\nfirst_block = \"10.1.0.0/24\"",
+        "`pool.p.first_block` is 10.1.0.0/24: a block of /24 inside 10.0.0.0/16 was meant",
+    );
+    check(
+        "10.0.0.0/16",
+        "block_len = 24\nlast_block = \"10.0.4.0/23\"",
+        "`pool.p.last_block` is 10.0.4.0/23: a block of /24 inside 10.0.0.0/16 was meant",
+    );
+    check(
+        "10.0.0.0/16",
+        "block_len = 24\nfirst_block = \"10.0.9.0/24\"\nlast_block = \"10.0.3.0/24\"",
+        "`pool.p.last_block` is 10.0.3.0/24: one not below `first_block`, 10.0.9.0/24, was meant",
     );
     check("10.0.0.0/31", "", &format!("{block_len} 32: a block needs at least four addresses: at most 30 for IPv4"));
     let no_pod = |cidr: &str, what: &str, prefix: &str| {

@@ -125,6 +125,8 @@ impl Sim {
             name: host.name.clone(),
             uid: host.view.local.uid.clone(),
             underlay: host.view.local.underlay.as_ref().expect("underlay").addresses,
+            public: PerFamily::default(),
+            asked: PerFamily::default(),
             labels: BTreeMap::new(),
             receives,
             sends,

@@ -124,7 +124,8 @@ impl Database {
             }
             match row.entry() {
                 Ok(entry) => listing.entries.push(entry),
-                Err(error) => listing.unreadable.push(error.to_string()),
+                Err(StoreError::Unreadable { key, cause }) => drop(listing.flaws.insert(key, cause)),
+                Err(error) => return Err(error),
             }
         }
         Ok(listing)
@@ -243,7 +244,9 @@ impl Database {
                 }),
                 None => parse_key(&key).map(|key| Change::Delete { key, revision: unsigned(revision) }),
             };
-            changes.push(change.map_err(|error| StoreError::Unreadable { key, cause: error.to_string() })?);
+            let revision = unsigned(revision);
+            let flaw = |error: serde_json::Error| Change::Flaw { place: key, cause: Some(error.to_string()), revision };
+            changes.push(change.unwrap_or_else(flaw));
         }
         Ok(changes)
     }

@@ -41,10 +41,26 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_is_not_lost() {
     by_hand.execute("INSERT INTO records VALUES ('node/odd', '{\"kind\":', 1, 1, NULL, NULL)", []).expect("written");
     let listing = store.list().await.expect("lists");
     assert_eq!(listing.entries.len(), 1);
-    assert!(listing.unreadable.len() == 1 && listing.unreadable[0].contains("node/odd"), "{:?}", listing.unreadable);
+    assert!(listing.flaws.len() == 1 && listing.flaws.contains_key("node/odd"), "{:?}", listing.flaws);
     let left: String =
         by_hand.query_row("SELECT value FROM records WHERE key = 'node/odd'", [], |r| r.get(0)).expect("there");
     assert_eq!(left, "{\"kind\":");
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_behind_what_cannot_be_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("loden.db");
+    let store = Sqlite::open(&path).await.expect("opens");
+    let made = store.put(node("a", "1"), Expect::Any, None).await.expect("written");
+    let by_hand = rusqlite::Connection::open(&path).expect("opens");
+    by_hand.execute("INSERT INTO changes VALUES (2, 'node/odd', '{\"kind\":', 2)", []).expect("written");
+    by_hand.execute("UPDATE meta SET value = 2 WHERE name = 'revision'", []).expect("written");
+    let last = store.put(node("a", "2"), Expect::Any, None).await.expect("written");
+    let mut watch = store.watch(made.revision).await.expect("watches");
+    let odd = watch.next().await.expect("a change");
+    assert!(matches!(&odd, Change::Flaw { place, cause: Some(_), revision: 2 } if place == "node/odd"), "{odd:?}");
+    assert_eq!(watch.next().await.expect("a change"), Change::Put(last));
 }
 
 #[tokio::test]
