@@ -72,7 +72,7 @@ pub enum News {
     /// Everything that there is.
     Listing(Vec<Entry>),
     /// One change.
-    Change(Change),
+    Change(Box<Change>),
 }
 
 /// The store's side.
@@ -230,7 +230,7 @@ impl Cluster {
         }
         let revision = change.revision();
         self.health.send_modify(|health| health.revision = revision);
-        (self.deliver)(News::Change(change));
+        (self.deliver)(News::Change(Box::new(change)));
     }
 
     fn note_flaw(&mut self, place: &str, cause: Option<&String>) {
