@@ -250,6 +250,9 @@ impl fmt::Display for Object {
 pub enum Via {
     /// Through the nexthop object of this gateway behind this link.
     Nexthop(IfName, IpAddr),
+    /// To a gateway behind a link, without a nexthop object: as flanneld leaves it on a device that loden takes over. Only ever
+    /// observed.
+    Gateway(IfName, IpAddr),
     /// Straight out of a link.
     Link(IfName),
     /// Nowhere: the packet is dropped.
@@ -257,11 +260,17 @@ pub enum Via {
 }
 
 impl Via {
+    /// Whether a route that others made leads the same way, so that this one can take its place unnoticed.
+    #[must_use]
+    pub fn leads_as(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Nexthop(dev, gateway), Self::Gateway(other, same)) if (dev, gateway) == (other, same))
+    }
+
     /// The link that packets leave by.
     #[must_use]
     pub fn device(&self) -> Option<IfName> {
         match self {
-            Self::Nexthop(dev, _) | Self::Link(dev) => Some(*dev),
+            Self::Nexthop(dev, _) | Self::Gateway(dev, _) | Self::Link(dev) => Some(*dev),
             Self::Blackhole => None,
         }
     }
@@ -271,6 +280,7 @@ impl fmt::Display for Via {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nexthop(dev, gateway) => write!(f, "via {gateway} dev {dev}"),
+            Self::Gateway(dev, gateway) => write!(f, "via {gateway} dev {dev}, without a nexthop object"),
             Self::Link(dev) => write!(f, "dev {dev}"),
             Self::Blackhole => write!(f, "blackhole"),
         }

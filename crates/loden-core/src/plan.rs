@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::desired::{Desired, Wanted, Why};
 use crate::kernel::link::{LinkChange, LinkKind};
-use crate::kernel::{Key, Object, Sort, Via};
+use crate::kernel::{Key, Object, Sort};
 use crate::model::{IfName, Vni};
 
 /// What a step does.
@@ -138,7 +138,7 @@ impl Plan {
     /// stays as it is.
     fn withhold(&mut self, refused: &BTreeSet<IfName>) {
         let device_of = |object: Option<&Object>| match object {
-            Some(Object::Route(Via::Nexthop(dev, _) | Via::Link(dev))) => Some(*dev),
+            Some(Object::Route(via)) => via.device(),
             _ => None,
         };
         let mut still_used = BTreeSet::new();

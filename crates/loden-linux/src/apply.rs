@@ -228,12 +228,18 @@ impl LinuxKernel {
                     Via::Nexthop(dev, gateway) => {
                         route::To::Nexthop(self.index.nexthop(dev, gateway).ok_or_else(|| no_nexthop(dev, gateway))?)
                     }
+                    Via::Gateway(dev, gateway) => route::To::Gateway(number(dev)?, gateway),
                     Via::Link(dev) => route::To::Link(number(dev)?),
                     Via::Blackhole => route::To::Blackhole,
                 };
                 route::add(w, prefix, priority, to, step.verb == Verb::Change);
             }
-            (Key::Route(prefix, priority), _) => route::delete(w, prefix, priority),
+            (Key::Route(prefix, priority), _) => match step.old {
+                Some(Object::Route(Via::Gateway(dev, gateway))) => {
+                    route::delete_by_way(w, prefix, priority, number(dev)?, gateway);
+                }
+                _ => route::delete(w, prefix, priority),
+            },
             (Key::Sysctl(_) | Key::DeviceSysctl(..) | Key::Nft | Key::Link(_), _) => return Ok(0),
         }
         Ok(1)

@@ -138,8 +138,15 @@ impl LinuxKernel {
         })
     }
 
-    fn observe_routes(&mut self, out: &mut Observed) -> Result<(), LinuxError> {
+    /// Loden's routes, and those that a predecessor has led out of a device that has become loden's: like the entries on it, they
+    /// have changed hands with it.
+    fn observe_routes(&mut self, links: &[link::Seen], out: &mut Observed) -> Result<(), LinuxError> {
         for family in Family::ALL {
+            for tunnel in links.iter().filter(|seen| seen.is_ours() && seen.link.kind.name() == "vxlan") {
+                for seen in route::read_unmarked(&mut self.socket, family, tunnel.index)? {
+                    out.extend(unmarked_route(&self.index, seen));
+                }
+            }
             let all = route::read(&mut self.socket, family, loden_core::kernel::PROTOCOL)?;
             // With `net.ipv4.nexthop_compat_mode` 0 a route says nothing but the number of its nexthop object.
             let is_unknown = |seen: &route::Seen| match seen.to {
@@ -200,7 +207,7 @@ impl LinuxKernel {
             self.observe_fdb(&links, &mut out)?;
         }
         if wants(Sort::Route) {
-            self.observe_routes(&mut out)?;
+            self.observe_routes(&links, &mut out)?;
         }
         Ok(out)
     }
@@ -240,12 +247,23 @@ pub(crate) fn neighbour_key(index: &Index, seen: neighbour::Seen) -> Option<Key>
     })
 }
 
+/// A route that a predecessor has led to a gateway, without a mark.
+pub(crate) fn unmarked_route(index: &Index, seen: route::Seen) -> Option<(Key, Object)> {
+    let Some(route::To::Gateway(number, gateway)) = seen.to else { return None };
+    let is_its = seen.protocol == route::BOOT && seen.nexthop.is_none();
+    let via = Via::Gateway(index.name(number)?, gateway);
+    is_its.then_some((Key::Route(seen.prefix, seen.priority), Object::Route(via)))
+}
+
 /// A route in the model's terms; one of a form that loden does not make is shown as a blackhole, so that it is put right.
 pub(crate) fn route_object(index: &Index, seen: route::Seen) -> Option<(Key, Object)> {
     if seen.table != loden_core::kernel::TABLE_MAIN || seen.protocol != loden_core::kernel::PROTOCOL {
         return None;
     }
     let via = match seen.to {
+        Some(route::To::Gateway(number, gateway)) if seen.nexthop.is_none() => {
+            Via::Gateway(index.name(number)?, gateway)
+        }
         Some(route::To::Gateway(number, gateway)) => Via::Nexthop(index.name(number)?, gateway),
         Some(route::To::Link(number)) => Via::Link(index.name(number)?),
         Some(route::To::Nexthop(id)) => index.nexthop_by_number(id).map(|(dev, gateway)| Via::Nexthop(dev, gateway))?,

@@ -136,7 +136,7 @@ impl FakeKernel {
             Object::Route(Via::Nexthop(dev, gateway)) if !self.objects.contains_key(&Key::Nexthop(*dev, *gateway)) => {
                 return Err((EINVAL, "Nexthop id does not exist".to_owned()));
             }
-            Object::Route(Via::Link(dev)) => self.needs_link(*dev)?,
+            Object::Route(Via::Gateway(dev, _) | Via::Link(dev)) => self.needs_link(*dev)?,
             Object::Link(link) => {
                 link.master.map_or(Ok(()), |master| self.needs_link(master))?;
                 if let LinkKind::Vxlan(new) = &link.kind {
@@ -170,7 +170,7 @@ impl FakeKernel {
         match *key {
             Key::Link(dev) => self.objects.retain(|other, object| {
                 let via = match object {
-                    Object::Route(Via::Nexthop(via, _) | Via::Link(via)) => Some(*via),
+                    Object::Route(via) => via.device(),
                     _ => None,
                 };
                 other.device() != Some(dev) && via != Some(dev)

@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 
 use loden_core::kernel::{Key, Object};
 use loden_core::model::Family;
-use loden_core::plan::Step;
+use loden_core::plan::{Step, Verb};
 
 use super::Outcome;
 use crate::error::LinuxError;
-use crate::observe::{LinuxKernel, route_object};
+use crate::observe::{LinuxKernel, route_object, unmarked_route};
 use crate::rt::{address, route};
 
 /// What stands somewhere: the object, if it is one of the model's, and words for it.
 type Standing = (Option<Object>, String);
 
 impl LinuxKernel {
-    /// Looks at what stands in the place of what was to be made: what is wanted (then all is well), or something else.
+    /// Looks at what stands in the place of what was to be made: what is wanted (then all is well), a predecessor's route that leads
+    /// the same way (then it is replaced), or something else.
     pub(super) fn judge_taken(&mut self, steps: &[Step], taken: &[usize]) -> Vec<(usize, Outcome)> {
         match self.what_stands(&steps[taken[0]].key) {
             Err(error) => taken.iter().map(|n| (*n, Err(error.clone()))).collect(),
@@ -23,6 +24,12 @@ impl LinuxKernel {
                 .iter()
                 .map(|n| {
                     let Step { key, new, .. } = &steps[*n];
+                    if let (Some(Object::Route(wanted)), Some((Some(Object::Route(is)), _))) = (new, standing.get(key))
+                        && wanted.leads_as(is)
+                    {
+                        let step = Step { verb: Verb::Change, ..steps[*n].clone() };
+                        return (*n, self.try_batch(&[step]).pop().unwrap_or(Ok(())));
+                    }
                     let outcome = match standing.get(key).or_else(|| standing.get(&place(key))) {
                         Some((Some(object), _)) if new.as_ref().is_some_and(|new| new.is_met_by(object)) => Ok(()),
                         Some((_, words)) => Err(LinuxError::Netlink {
@@ -64,7 +71,8 @@ impl LinuxKernel {
         }
         for family in Family::ALL {
             for seen in route::read(&mut self.socket, family, 0)? {
-                let object = route_object(&self.index, seen).map(|(_, object)| object);
+                let object = route_object(&self.index, seen).or_else(|| unmarked_route(&self.index, seen));
+                let object = object.map(|(_, object)| object);
                 let words = self.words_for(&seen);
                 all.insert(Key::Route(seen.prefix, seen.priority), (object, words));
             }

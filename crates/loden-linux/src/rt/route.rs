@@ -32,6 +32,8 @@ const RTAX_ADVMSS: u16 = 8;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_NH_ID: u16 = 30;
+/// `RTPROT_BOOT`: what programs give that name no protocol, flanneld among them.
+pub const BOOT: u8 = 3;
 /// `RTPROT_STATIC`.
 const STATIC: u8 = 4;
 const SCOPE_LINK: u8 = 253;
@@ -94,7 +96,7 @@ fn info_in(table: u32, family: Family, dst_len: u8, protocol: u8, scope: u8, kin
 /// [`LinuxError`].
 pub fn read(socket: &mut Socket, family: Family, protocol: u8) -> Result<Vec<Seen>, LinuxError> {
     // An older kernel does not heed the table that is asked for.
-    let all = dump(socket, TABLE_MAIN, family, protocol)?;
+    let all = dump(socket, TABLE_MAIN, family, protocol, None)?;
     Ok(all.into_iter().filter(|seen| seen.table == TABLE_MAIN).collect())
 }
 
@@ -103,13 +105,35 @@ pub fn read(socket: &mut Socket, family: Family, protocol: u8) -> Result<Vec<See
 /// # Errors
 /// [`LinuxError`].
 pub fn read_all(socket: &mut Socket, family: Family, protocol: u8) -> Result<Vec<Seen>, LinuxError> {
-    dump(socket, ALL_TABLES, family, protocol)
+    dump(socket, ALL_TABLES, family, protocol, None)
 }
 
-fn dump(socket: &mut Socket, table: u32, family: Family, protocol: u8) -> Result<Vec<Seen>, LinuxError> {
+/// Reads what a predecessor that gave its routes no protocol has led out of a link.
+///
+/// # Errors
+/// [`LinuxError`].
+pub fn read_unmarked(socket: &mut Socket, family: Family, link: u32) -> Result<Vec<Seen>, LinuxError> {
+    let all = dump(socket, TABLE_MAIN, family, BOOT, Some(link))?;
+    // An older kernel does not heed the link that is asked for.
+    Ok(all
+        .into_iter()
+        .filter(|seen| (seen.table, seen.protocol, seen.link) == (TABLE_MAIN, BOOT, Some(link)))
+        .collect())
+}
+
+fn dump(
+    socket: &mut Socket,
+    table: u32,
+    family: Family,
+    protocol: u8,
+    link: Option<u32>,
+) -> Result<Vec<Seen>, LinuxError> {
     let mut w = Writer::default();
     w.begin(GET, DUMP);
     w.raw(&info_in(table, family, 0, protocol, 0, 0));
+    if let Some(link) = link {
+        w.u32(RTA_OIF, link);
+    }
     w.end();
     let listed = socket.dump("list routes", &mut w, Vec::new, |all: &mut Vec<_>, message| {
         all.extend(parse(message.payload));
@@ -185,6 +209,22 @@ pub fn delete(w: &mut Writer, prefix: Prefix, priority: u32) {
     delete_from(w, TABLE_MAIN, prefix, priority);
 }
 
+/// Deletes a route to a gateway, whoever made it.
+pub fn delete_by_way(w: &mut Writer, prefix: Prefix, priority: u32, link: u32, gateway: IpAddr) {
+    w.begin(DEL, 0);
+    w.raw(&info(prefix.family(), prefix.len(), 0, any_scope(prefix.family()), 0));
+    w.ip(RTA_DST, prefix.network());
+    w.u32(RTA_PRIORITY, priority);
+    w.u32(RTA_OIF, link);
+    w.ip(RTA_GATEWAY, gateway);
+    w.end();
+}
+
+/// `RT_SCOPE_NOWHERE`, which stands for any scope; IPv6 has none.
+fn any_scope(family: Family) -> u8 {
+    if family == Family::V4 { 255 } else { 0 }
+}
+
 /// Deletes a pod's route, in the pod.
 pub fn delete_in_pod(w: &mut Writer, route: &PodRoute) {
     delete_from(w, route.extras.table.unwrap_or(TABLE_MAIN), route.prefix, route.priority);
@@ -192,9 +232,7 @@ pub fn delete_in_pod(w: &mut Writer, route: &PodRoute) {
 
 fn delete_from(w: &mut Writer, table: u32, prefix: Prefix, priority: u32) {
     w.begin(DEL, 0);
-    // RT_SCOPE_NOWHERE: any scope.
-    let scope = if prefix.family() == Family::V4 { 255 } else { 0 };
-    w.raw(&info_in(table, prefix.family(), prefix.len(), PROTOCOL, scope, 0));
+    w.raw(&info_in(table, prefix.family(), prefix.len(), PROTOCOL, any_scope(prefix.family()), 0));
     w.ip(RTA_DST, prefix.network());
     w.u32(RTA_PRIORITY, priority);
     if table > u32::from(u8::MAX) {

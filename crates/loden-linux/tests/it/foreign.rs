@@ -1,6 +1,7 @@
 //! What others made is neither shown nor touched; what others did to loden's is shown.
 
 use loden_core::kernel::{Kernel, Key, Object, PARKED_GROUP, Scope, Sort, Via};
+use loden_core::model::Prefix;
 use loden_core::plan::Verb;
 use loden_linux::rt::route::{self, To};
 use loden_linux::rt::{address, link, neighbour};
@@ -195,4 +196,72 @@ fn only_the_sorts_asked_for_are_given() {
             assert_eq!(sorts, [sort]);
         }
     });
+}
+
+#[test]
+fn a_predecessors_routes_change_hands_with_its_device() {
+    in_namespace(|| {
+        let mut kernel = kernel_with_v1();
+        let (dev, index) = (ifname("v1"), index_of("v1"));
+        for (block, gateway, priority) in [("10.64.1.0/24", "10.64.1.0", 0), ("fd64:0:0:1::/64", "fd64:0:0:1::", 1024)]
+        {
+            let (key, gateway) = (Key::Route(prefix(block), priority), ip(gateway));
+            foreign(|w| put_as_flannel(w, prefix(block), index, gateway));
+            let left = Object::Route(Via::Gateway(dev, gateway));
+            assert_eq!(observe(&mut kernel, &[]).get(&key), Some(&left), "{block}");
+            // Nothing is missing in between: what is wanted takes the place of what is there.
+            let ours = Object::Route(Via::Nexthop(dev, gateway));
+            apply(
+                &mut kernel,
+                &[
+                    add(Key::Nexthop(dev, gateway), Object::Nexthop),
+                    step(Verb::Change, key, Some(ours.clone()), Some(left.clone())),
+                ],
+            );
+            assert_eq!(observe(&mut kernel, &[]).get(&key), Some(&ours), "{block}");
+            apply(&mut kernel, &[step(Verb::Remove, key, None, Some(ours))]);
+            // One that leads to nobody any more is removed.
+            foreign(|w| put_as_flannel(w, prefix(block), index, gateway));
+            apply(&mut kernel, &[step(Verb::Remove, key, None, Some(left))]);
+            assert_eq!(observe(&mut kernel, &[]).get(&key), None, "{block}");
+        }
+    });
+}
+
+#[test]
+fn a_route_that_leads_the_same_way_is_replaced_and_one_that_does_not_is_left_alone() {
+    in_namespace(|| {
+        let mut kernel = kernel_with_v1();
+        let (dev, gateway) = (ifname("eth0"), ip("192.168.7.2"));
+        let index = index_of("eth0");
+        apply(&mut kernel, &[add(Key::Nexthop(dev, gateway), Object::Nexthop)]);
+        let key = Key::Route(prefix("10.64.1.0/24"), 0);
+        let ours = Object::Route(Via::Nexthop(dev, gateway));
+        foreign(|w| put_as_flannel(w, prefix("10.64.1.0/24"), index, gateway));
+        assert_eq!(
+            observe(&mut kernel, &[]).get(&key),
+            None,
+            "an unmarked route by the external interface is not loden's"
+        );
+        apply(&mut kernel, &[add(key, ours.clone())]);
+        assert_eq!(observe(&mut kernel, &[]).get(&key), Some(&ours));
+        apply(&mut kernel, &[step(Verb::Remove, key, None, Some(ours.clone()))]);
+        foreign(|w| put_as_flannel(w, prefix("10.64.1.0/24"), index, ip("192.168.7.66")));
+        let error = kernel.apply(&[add(key, ours)]).remove(0).expect_err("somebody else's");
+        assert!(
+            error.cause.contains("via 192.168.7.66 dev eth0, made by route protocol 3, is there already"),
+            "{error}"
+        );
+    });
+}
+
+/// `ip route add PREFIX via GATEWAY dev … onlink`, without a protocol.
+fn put_as_flannel(w: &mut loden_linux::netlink::Writer, prefix: Prefix, index: u32, gateway: std::net::IpAddr) {
+    w.begin(route::NEW, 0x600);
+    let af = if gateway.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+    w.raw(&[af, prefix.len(), 0, 0, 254, 3, 0, 1, 4, 0, 0, 0]);
+    w.ip(1, prefix.network());
+    w.u32(4, index);
+    w.ip(5, gateway);
+    w.end();
 }
