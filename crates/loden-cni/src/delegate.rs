@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use loden_core::cni::{CniError, Code, IpamSource, MakeConf, Success};
 use loden_core::model::{Attachment, Delegate};
-use loden_linux::delegate::{self, PATIENCE, Subject};
+use loden_linux::delegate::{self, PATIENCE, PATIENCE_STATUS, Subject};
 use loden_linux::fault;
 use loden_linux::ledger::Reservation;
 use serde_json::Value;
@@ -77,7 +77,8 @@ pub fn forget_unknown(call: &Call) -> Result<(), CniError> {
 fn call_ipam(call: &Call, verb: &str, subject: Subject<'_>) -> Result<(), CniError> {
     let Some(name) = &call.conf.ipam_plugin else { return Ok(()) };
     let delegate = find(call, name, call.conf_given()?)?;
-    delegate::call(&delegate, verb, subject, &delegate.conf, PATIENCE)
+    let patience = if verb == "STATUS" { PATIENCE_STATUS } else { PATIENCE };
+    delegate::call(&delegate, verb, subject, &delegate.conf, patience)
         .map(drop)
         .map_err(|error| failed(format!("the plugin {name:?}, which gives the addresses"), &error))
 }

@@ -16,6 +16,8 @@ use crate::signals;
 
 /// How long a plugin may take when the runtime waits, which has a deadline of its own.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+/// How long it may take to say how it is: runtimes ask every few seconds, and one that hangs is not well.
+pub const PATIENCE_STATUS: Duration = Duration::from_secs(2);
 /// How long it may take to undo what a killed ADD left, when nobody waits but the agent.
 pub const PATIENCE_UNDOING: Duration = Duration::from_secs(5);
 /// What a plugin may answer at most, in bytes.

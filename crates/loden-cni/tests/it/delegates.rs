@@ -141,6 +141,10 @@ fn what_a_neighbour_says_is_passed_on_and_undone() {
     assert_eq!(plugins.stdin_of("ADD")["ipam"], conf["ipam"], "unknown keys reach it");
     assert_eq!(plugins.call(&host, "STATUS", "", &conf).map_err(|error| error.0), Err(111));
     assert_eq!(plugins.call(&host, "GC", "", &conf).map_err(|error| error.0), Err(999), "with all that went wrong");
+    // Runtimes ask every few seconds: one that hangs is not waited for as long as for an address.
+    plugins.script("faulty", "exec sleep 100");
+    let (_, text) = plugins.call(&host, "STATUS", "", &conf).expect_err("it hangs");
+    assert!(text.contains("faulty") && text.contains("STATUS has no answer"), "{text}");
     for (what, script) in [
         ("garbage", "echo nonsense"),
         ("nothing", "true"),
