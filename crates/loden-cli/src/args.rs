@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use loden_core::model::{AttachmentKey, Mac};
+use loden_core::model::{AttachmentKey, Mac, NodeName};
 
 /// A container network for Linux hosts and Kubernetes clusters.
 #[derive(Debug, Parser)]
@@ -45,6 +45,9 @@ pub enum Command {
     /// The cluster's pools, in the datastore.
     #[command(subcommand)]
     Pool(Pool),
+    /// All that a datastore holds: carried elsewhere, compared, checked.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Whole clusters on this machine, to learn and to test.
     Lab(Labs),
     /// Writes shell completions or man pages.
@@ -103,6 +106,55 @@ pub enum Pool {
         /// The datastore.
         #[command(flatten)]
         store: Store,
+    },
+}
+
+/// Datastores.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Writes all records as JSON; signs of life are left out.
+    Export {
+        /// The datastore.
+        #[command(flatten)]
+        store: Store,
+    },
+    /// Brings records in. What is otherwise there is left, and makes the exit code 2.
+    Import {
+        /// The datastore that they go to.
+        #[command(flatten)]
+        store: Store,
+        /// An exported file, or the address of another datastore.
+        from: String,
+        /// What is imported replaces what is there.
+        #[arg(long)]
+        overwrite: bool,
+        /// Only says what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// What two datastores, or exported files, do not have alike. Exit code 2 when there is something.
+    Diff {
+        /// The first.
+        left: String,
+        /// The second.
+        right: String,
+    },
+    /// Looks for blocks with two owners or none, nodes at one address, what cannot be read. Exit code 2 when there is something.
+    Check {
+        /// The datastore.
+        #[command(flatten)]
+        store: Store,
+    },
+    /// Takes a node that is gone for good out, with its blocks: others may claim them then.
+    Forget {
+        /// The datastore.
+        #[command(flatten)]
+        store: Store,
+        /// The node.
+        node: NodeName,
+        /// Though its agent shows signs of life.
+        #[arg(long)]
+        force: bool,
     },
 }
 

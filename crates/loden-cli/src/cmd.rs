@@ -7,6 +7,7 @@ mod macvlan;
 mod plan;
 mod pool;
 mod status;
+mod store;
 
 use crate::args::{Args, Command};
 use crate::error::CliError;
@@ -20,6 +21,7 @@ pub fn run(args: Args) -> Result<u8, CliError> {
         Command::Ipam(_) => ipam::run(&run_dir, output),
         Command::Macvlan(command) => macvlan::run(&command, &run_dir, output),
         Command::Pool(command) => pool::run(&command, output),
+        Command::Store(command) => store::run(&command, output),
         Command::Lab(command) => lab::run(&command, output),
         Command::Generate(command) => generate::run(&command),
     }

@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod attach;
+pub mod audit;
 pub mod backend;
 pub mod cni;
 pub mod config;
