@@ -60,6 +60,9 @@ struct State {
     hosts: Vec<LabHost>,
     namespaces: Vec<String>,
     pods: Vec<Pod>,
+    /// The datastore's address, when it is not the lab's own file.
+    #[serde(default)]
+    store: Option<String>,
     /// Keys for the plugin's configuration.
     plugin: Map<String, Value>,
 }
@@ -83,6 +86,21 @@ impl Lab {
         stays: bool,
         tell: &mut dyn FnMut(&str),
     ) -> Result<Self, LabError> {
+        Self::up_with(topology, dir, binaries, stays, tell, |_| Ok(()))
+    }
+
+    /// The same; `prepare` is called once the underlay stands and before anything runs on it, to start servers for instance.
+    ///
+    /// # Errors
+    /// [`LabError`], that of `prepare` too; what was made is taken down again.
+    pub fn up_with(
+        topology: &Topology,
+        dir: &Path,
+        binaries: Binaries,
+        stays: bool,
+        tell: &mut dyn FnMut(&str),
+        prepare: impl FnOnce(&Self) -> Result<(), LabError>,
+    ) -> Result<Self, LabError> {
         if dir.join("lab.json").exists() {
             return Err(LabError::system(
                 format!("lab {}", topology.name),
@@ -104,10 +122,11 @@ impl Lab {
             hosts: hosts.collect(),
             namespaces: underlay::namespaces(topology),
             pods: Vec::new(),
+            store: topology.store.clone(),
             plugin: topology.plugin.clone(),
         };
         let mut lab = Self { dir: dir.to_owned(), state };
-        match lab.make(topology, stays, tell) {
+        match lab.make(topology, stays, tell, prepare) {
             Ok(()) => Ok(lab),
             Err(error) => match lab.down() {
                 Ok(()) => Err(error),
@@ -116,7 +135,13 @@ impl Lab {
         }
     }
 
-    fn make(&mut self, topology: &Topology, stays: bool, tell: &mut dyn FnMut(&str)) -> Result<(), LabError> {
+    fn make(
+        &mut self,
+        topology: &Topology,
+        stays: bool,
+        tell: &mut dyn FnMut(&str),
+        prepare: impl FnOnce(&Self) -> Result<(), LabError>,
+    ) -> Result<(), LabError> {
         // Written down before anything is made, so that a lab that was killed half-way can be taken down.
         self.save()?;
         tell(&format!(
@@ -125,10 +150,11 @@ impl Lab {
             topology.hosts.len()
         ));
         underlay::make(topology, &self.dir.join("netns"))?;
+        prepare(self)?;
         if !topology.pools.is_empty() {
             self.apply_pools(&topology.pools)?;
         }
-        tell("agents: one lodend a host over one SQLite store");
+        tell(&format!("agents: one lodend a host over {}", topology.store.as_deref().unwrap_or("one SQLite store")));
         for host in &topology.hosts {
             self.write_config(host)?;
             self.agent(&host.name)?.start(&self.state.binaries.lodend, stays)?;
@@ -197,15 +223,25 @@ impl Lab {
     pub fn apply_pools(&self, pools: &str) -> Result<(), LabError> {
         let file = self.dir.join("pools.toml");
         write_atomically(&file, pools.as_bytes()).map_err(LabError::linux("pools.toml"))?;
-        let output = Command::new(&self.state.binaries.loden)
-            .args(["pool", "apply", "--store", &self.store_url()])
-            .arg(&file)
-            .output()
-            .map_err(|error| LabError::system("loden pool apply", error))?;
-        if output.status.success() {
-            return Ok(());
+        self.loden(&["pool", "apply", "--store", &self.store_url(), &file.display().to_string()]).map(drop)
+    }
+
+    /// Runs the command line where the datastore is reached: on the first host. Gives what it wrote.
+    ///
+    /// # Errors
+    /// [`LabError`] with what the command said.
+    pub fn loden(&self, args: &[&str]) -> Result<String, LabError> {
+        let what = || format!("loden {}", args.iter().take(2).copied().collect::<Vec<_>>().join(" "));
+        let mut command = Command::new(&self.state.binaries.loden);
+        command.args(args);
+        if let Some(host) = self.state.hosts.first() {
+            spawn::in_netns(&mut command, &self.netns(&host.name)?, false).map_err(LabError::linux(what()))?;
         }
-        Err(LabError::system("loden pool apply", String::from_utf8_lossy(&output.stderr).trim()))
+        let output = command.output().map_err(|error| LabError::system(what(), error))?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(LabError::system(what(), String::from_utf8_lossy(&output.stderr).trim()))
     }
 
     fn write_config(&self, host: &crate::topology::Host) -> Result<(), LabError> {
@@ -276,7 +312,8 @@ impl Lab {
     /// The address of its store.
     #[must_use]
     pub fn store_url(&self) -> String {
-        format!("sqlite:{}", self.dir.join("loden.db").display())
+        let own = || format!("sqlite:{}", self.dir.join("loden.db").display());
+        self.state.store.clone().unwrap_or_else(own)
     }
 
     /// The plugin's configuration on a host.

@@ -20,6 +20,10 @@ pub struct Topology {
     pub segments: Vec<Segment>,
     /// Hosts.
     pub hosts: Vec<Host>,
+    /// Machines beside them that have no agent: servers.
+    pub servers: Vec<Host>,
+    /// The address of the cluster's datastore; `None`: an SQLite file of the lab.
+    pub store: Option<String>,
     /// The file of `[[pool]]` tables for the cluster, as TOML.
     pub pools: String,
     /// Keys for the plugin's configuration, on all hosts.
@@ -75,8 +79,12 @@ impl Topology {
         for table in fields.tables("host")? {
             hosts.push(host(table, &segments, hosts.len())?);
         }
-        let names: BTreeSet<_> = hosts.iter().map(|host| &host.name).collect();
-        if names.len() != hosts.len() {
+        let mut servers: Vec<Host> = Vec::new();
+        for table in fields.tables("server")? {
+            servers.push(host(table, &segments, hosts.len() + servers.len())?);
+        }
+        let names: BTreeSet<_> = hosts.iter().chain(&servers).map(|host| &host.name).collect();
+        if names.len() != hosts.len() + servers.len() {
             return Err(LabError::Topology("two hosts have one name".to_owned()));
         }
         if hosts.is_empty() {
@@ -87,9 +95,10 @@ impl Topology {
                 .map_err(|error| LabError::Topology(error.to_string()))?,
             None => String::new(),
         };
+        let store = fields.text("store")?;
         let plugin = keys(&mut fields, "plugin")?;
         fields.finish()?;
-        Ok(Self { name, segments, hosts, pools, plugin })
+        Ok(Self { name, segments, hosts, servers, store, pools, plugin })
     }
 }
 

@@ -31,7 +31,7 @@ pub fn outside_addresses() -> PerFamily<IpAddr> {
 /// The names of all namespaces of the underlay, in the order in which they are made.
 pub fn namespaces(topology: &Topology) -> Vec<String> {
     let segments = (0..topology.segments.len()).map(segment_name);
-    let hosts = topology.hosts.iter().map(|host| host.name.clone());
+    let hosts = topology.hosts.iter().chain(&topology.servers).map(|host| host.name.clone());
     [ROUTER.to_owned(), OUTSIDE.to_owned()].into_iter().chain(segments).chain(hosts).collect()
 }
 
@@ -80,7 +80,7 @@ pub fn make(topology: &Topology, dir: &Path) -> Result<(), LabError> {
     let back: Vec<IpAddr> = families.iter().filter_map(|f| outside_prefix(*f).nth(254)).collect();
     in_ns(space(OUTSIDE), "outside", || default_routes("eth0", &back))?;
 
-    for host in &topology.hosts {
+    for host in topology.hosts.iter().chain(&topology.servers) {
         let (ns, segment) = (space(&host.name), &topology.segments[host.segment]);
         wire(ns, "eth0", space(&segment_name(host.segment)), &format!("to-{}", host.name), segment.mtu, true)?;
         let nets: Vec<IpNet> = host.addresses.iter().map(|(_, net)| net).collect();
