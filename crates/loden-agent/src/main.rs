@@ -140,6 +140,7 @@ fn run(args: &Args) -> Result<(), AgentError> {
             uid: who.uid.clone(),
             labels: who.labels.clone(),
             bridge: config.bridge,
+            found: kernel.addresses_of_devices().map_err(kernel_error)?,
             underlay: None,
         },
         finder,

@@ -14,7 +14,7 @@ use crate::backend::{Promise, promises};
 use crate::config::cluster;
 use crate::desired::Source;
 use crate::model::{
-    Attachment, AttachmentKey, BackendConfig, Block, Entry, Family, IfName, Key, Node, NodeName, NodeUid, Pool,
+    Attachment, AttachmentKey, BackendConfig, Block, Entry, Family, IfName, Key, Mac, Node, NodeName, NodeUid, Pool,
     PoolName, Prefix, Receive, Record,
 };
 use crate::underlay::Underlay;
@@ -32,6 +32,18 @@ pub struct Local {
     pub bridge: IfName,
     /// The external interface; `None` while there is none that fits.
     pub underlay: Option<Underlay>,
+    /// Ethernet addresses of bridges and VXLAN devices that were there when the agent started, whoever made them: pods and peers
+    /// know them, so they stay (a node that changes hands in place).
+    pub found: BTreeMap<IfName, Mac>,
+}
+
+impl Local {
+    /// The Ethernet address of a device that the agent makes: what was found there, else one that hangs on nothing but the node's
+    /// identity and the device's name.
+    #[must_use]
+    pub fn mac_of(&self, dev: IfName) -> Mac {
+        self.found.get(&dev).copied().unwrap_or_else(|| Mac::derived(&[self.uid.as_str(), dev.as_str()]))
+    }
 }
 
 /// The picture.

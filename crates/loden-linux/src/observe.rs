@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use loden_core::kernel::link::LinkKind;
 use loden_core::kernel::nft::TABLE;
 use loden_core::kernel::{Kernel, KernelError, Key, Object, Observed, PARKED_GROUP, Scope, Sort, Via};
-use loden_core::model::Family;
+use loden_core::model::{Family, IfName, Mac};
 use loden_core::plan::Step;
 
 use crate::error::LinuxError;
@@ -44,13 +45,27 @@ impl LinuxKernel {
         &mut self.nft
     }
 
-    /// Renews what is known of links and says which are in scope: those of loden's group, and those asked for by name.
-    fn links(&mut self, scope: &Scope) -> Result<Vec<link::Seen>, LinuxError> {
+    /// The Ethernet addresses of the bridges and VXLAN devices that there are.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn addresses_of_devices(&mut self) -> Result<BTreeMap<IfName, Mac>, LinuxError> {
+        let all = self.all_links()?;
+        let is_device = |seen: &link::Seen| matches!(seen.link.kind, LinkKind::Bridge(_) | LinkKind::Vxlan(_));
+        Ok(all.into_iter().filter(is_device).filter_map(|seen| Some((seen.name, seen.link.mac?))).collect())
+    }
+
+    fn all_links(&mut self) -> Result<Vec<link::Seen>, LinuxError> {
         self.writer.clear();
         link::list(&mut self.writer);
-        let all = self.socket.dump("list links", &mut self.writer, Vec::new, |all: &mut Vec<_>, message| {
+        self.socket.dump("list links", &mut self.writer, Vec::new, |all: &mut Vec<_>, message| {
             all.extend(link::parse(message.payload));
-        })?;
+        })
+    }
+
+    /// Renews what is known of links and says which are in scope: those of loden's group, and those asked for by name.
+    fn links(&mut self, scope: &Scope) -> Result<Vec<link::Seen>, LinuxError> {
+        let all = self.all_links()?;
         self.index.clear_links();
         for seen in &all {
             self.index.put_link(seen.name, seen.index, seen.link.kind.name() == "vxlan");

@@ -197,6 +197,7 @@ fn view(peers: u32) -> View {
         uid: name("uid-n0"),
         labels: Default::default(),
         bridge: name("cni0"),
+        found: BTreeMap::new(),
         underlay: Some(underlay),
     };
     let mut view = View::new(local);

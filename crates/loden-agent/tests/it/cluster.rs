@@ -81,6 +81,7 @@ pub fn reconciler(kernel: FakeKernel) -> Reconciler<FakeKernel> {
         uid: "uid-n0".parse().expect("uid"),
         labels: Default::default(),
         bridge: "cni0".parse().expect("name"),
+        found: std::collections::BTreeMap::new(),
         underlay: Some(underlay),
     };
     Reconciler::new(kernel, local)

@@ -113,7 +113,7 @@ impl VxlanConfig {
     }
 
     fn vtep_mac(&self, cx: &Context<'_>, underlay: Family) -> Mac {
-        self.device(cx, underlay).map_or(Mac([0; 6]), |dev| derived_mac(cx.view, dev))
+        self.device(cx, underlay).map_or(Mac([0; 6]), |dev| cx.view.local.mac_of(dev))
     }
 
     /// Over which of our devices the peer's VTEP is reached, its Ethernet address, and where it is: over the underlay of
@@ -178,7 +178,7 @@ pub(crate) struct Promise {
 pub(crate) fn promises(view: &View) -> Vec<Promise> {
     let promise = |receive: &Receive| {
         let Receive::Vxlan { vni, underlay, mac, port } = *receive else { return None };
-        let is_its = |dev: &IfName| derived_mac(view, *dev) == mac;
+        let is_its = |dev: &IfName| view.local.mac_of(*dev) == mac;
         let plain = plain_name(vni, underlay);
         let named = plain.filter(is_its).or_else(|| spare_name(vni, port, underlay).filter(is_its));
         Some(Promise { vni, underlay, port, device: named.or(plain), is_named: named.is_some() })
@@ -202,11 +202,6 @@ fn plain_name(vni: Vni, underlay: Family) -> Option<IfName> {
 fn spare_name(vni: Vni, port: u16, underlay: Family) -> Option<IfName> {
     let family = if underlay == Family::V4 { 4 } else { 6 };
     IfName::new(&format!("vx{family}-{:x}-{port:x}", vni.get())).ok()
-}
-
-/// A device's address hangs on nothing but the node's identity and the device's name.
-fn derived_mac(view: &View, dev: IfName) -> Mac {
-    Mac::derived(&[view.local.uid.as_str(), dev.as_str()])
 }
 
 /// What a peer's routes lead to. An IPv6 gateway on a link must not be reached by another (`ip6_route_check_nh_onlink`,

@@ -8,7 +8,7 @@ use crate::backend::{Context, describe, reach};
 use crate::kernel::link::{Bridge, Link, LinkKind, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
 use crate::masquerade;
-use crate::model::{Attach, AttachmentKey, Block, Family, Mac, NodeName, Pool, Prefix, Receive, Vni};
+use crate::model::{Attach, AttachmentKey, Block, Family, NodeName, Pool, Prefix, Receive, Vni};
 use crate::view::{Problem, View};
 
 /// What this host tells its peers and its plugin, as soon as its kernel is as wanted.
@@ -128,7 +128,7 @@ fn lingering_notices(view: &View, out: &mut Wishes) {
 fn bridge(view: &View, mtu: u32, out: &mut Wishes) {
     let dev = view.local.bridge;
     // Fixed, else it would be the lowest of the ports' and change as pods come and go.
-    let mac = Mac::derived(&[view.local.uid.as_str(), dev.as_str()]);
+    let mac = view.local.mac_of(dev);
     let link = Link {
         kind: LinkKind::Bridge(Bridge::default()),
         mtu,

@@ -26,6 +26,7 @@ fn local() -> Local {
         uid: "uid-0".parse().expect("identity"),
         labels: BTreeMap::new(),
         bridge: "cni0".parse().expect("name"),
+        found: BTreeMap::new(),
         underlay: Some(Underlay {
             ifname: "eth0".parse().expect("name"),
             mtu: 1500,

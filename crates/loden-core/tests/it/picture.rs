@@ -51,6 +51,7 @@ pub fn read(text: &str) -> View {
         uid: picture.local.uid.parse().expect("identity"),
         labels: picture.local.labels,
         bridge: "cni0".parse().expect("interface name"),
+        found: BTreeMap::new(),
         underlay: picture.underlay,
     });
     let pools = parse_pools(serde_json::json!({ "pool": picture.pool })).expect("pools");

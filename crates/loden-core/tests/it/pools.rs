@@ -11,6 +11,7 @@ fn view() -> View {
         uid: "uid-a".parse().expect("identity"),
         labels: Default::default(),
         bridge: "cni0".parse().expect("name"),
+        found: std::collections::BTreeMap::new(),
         underlay: None,
     })
 }

@@ -207,6 +207,7 @@ impl Host {
             uid: format!("uid-{name}").parse().expect("identity"),
             labels: BTreeMap::new(),
             bridge: "cni0".parse().expect("name"),
+            found: BTreeMap::new(),
             underlay: Some(underlay),
         };
         Self {

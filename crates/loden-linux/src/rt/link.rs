@@ -362,7 +362,9 @@ pub fn change(w: &mut Writer, name: IfName, new: &Link, old: &Link, underlay: Op
     if new.mtu != old.mtu {
         w.u32(ifla::MTU, new.mtu);
     }
-    if let Some(address) = new.mac.filter(|_| new.mac != old.mac) {
+    // A bridge takes the lowest address of its ports until it is told one, though it is the same (`br_stp_recalculate_bridge_id`,
+    // net/bridge/br_stp_if.c): one that changes hands is told.
+    if let Some(address) = new.mac.filter(|_| new.mac != old.mac || new.group != old.group) {
         w.mac(ifla::ADDRESS, address);
     }
     if new.master != old.master {

@@ -189,6 +189,7 @@ pub fn view(peers: u32) -> View {
         uid: "uid-n0".parse().expect("uid"),
         labels: Default::default(),
         bridge: ifname("cni0"),
+        found: std::collections::BTreeMap::new(),
         underlay: Some(underlay),
     };
     let mut view = View::new(local);
