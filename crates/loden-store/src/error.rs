@@ -55,6 +55,37 @@ pub enum StoreError {
         /// The cause.
         cause: String,
     },
+    /// Its members do not agree.
+    #[error(
+        "{place} answers, but has no quorum ({cause}): most of its members must be up; `etcdctl endpoint status --cluster` tells"
+    )]
+    NoQuorum {
+        /// Where.
+        place: String,
+        /// The store's own words.
+        cause: String,
+    },
+    /// Its certificate is not trusted.
+    #[error(
+        "the certificate of {place} is not trusted ({cause}): `ca` in the store's address must hold the authority that signed \
+         it, and it must be of this host and time"
+    )]
+    Untrusted {
+        /// Where.
+        place: String,
+        /// What is wrong with the certificate.
+        cause: String,
+    },
+    /// It does not let this client in, or not do what it asks for.
+    #[error("{place} lets this client not do that ({cause}): {advice}")]
+    Denied {
+        /// Where.
+        place: String,
+        /// The store's own words.
+        cause: String,
+        /// What to do.
+        advice: String,
+    },
     /// It was written by a newer version.
     #[error("{place} has the layout of version {found}, this version knows {known}: upgrade loden here")]
     TooNew {

@@ -1,10 +1,12 @@
 //! The datastores behind one trait: what the cluster agrees on, revision by revision.
 //!
-//! [`Store`] is the trait; [`memory`] serves tests, [`sqlite`] one host with several processes. [`conformance`] is the suite
-//! that every store passes. Losing a store never changes a kernel: callers keep what they have and try again.
+//! [`Store`] is the trait; [`memory`] serves tests, [`sqlite`] one host with several processes, [`etcd`] a cluster.
+//! [`conformance`] is the suite that every store passes. Losing a store never changes a kernel: callers keep what they have and try again.
 
 pub mod conformance;
 pub mod error;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod memory;
 pub mod sqlite;
 
@@ -168,11 +170,16 @@ pub async fn open(address: &str) -> Result<Arc<dyn Store>, StoreError> {
     match &address {
         StoreAddress::Memory => Ok(Arc::new(memory::Memory::new())),
         StoreAddress::Sqlite { path } => Ok(Arc::new(sqlite::Sqlite::open(Path::new(path)).await?)),
-        StoreAddress::Etcd(_) | StoreAddress::Flannel(_) | StoreAddress::Kubernetes(_) => {
-            Err(StoreError::Unavailable {
-                place: address.to_string(),
-                cause: "this store is not built in yet".to_owned(),
-            })
-        }
+        #[cfg(feature = "etcd")]
+        StoreAddress::Etcd(etcd) => Ok(Arc::new(etcd::Etcd::new(etcd)?)),
+        #[cfg(not(feature = "etcd"))]
+        StoreAddress::Etcd(_) => Err(StoreError::Unavailable {
+            place: address.to_string(),
+            cause: "this build has no etcd (`cargo build --features etcd`)".to_owned(),
+        }),
+        StoreAddress::Flannel(_) | StoreAddress::Kubernetes(_) => Err(StoreError::Unavailable {
+            place: address.to_string(),
+            cause: "this store is not built in yet".to_owned(),
+        }),
     }
 }
