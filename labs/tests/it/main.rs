@@ -5,6 +5,7 @@ mod bandwidth;
 mod dhcp;
 mod docs;
 mod drift;
+mod etcd;
 mod frames;
 mod install;
 mod kill;
