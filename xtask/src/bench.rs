@@ -4,6 +4,7 @@ mod agent;
 mod bandwidth;
 mod cni;
 mod peers;
+mod store;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -14,7 +15,7 @@ use crate::shell;
 /// What may be asked for.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Which: peers, cni, bandwidth, agent.
+    /// Which: peers, cni, bandwidth, agent, store.
     name: String,
     /// Prints each row as JSON.
     #[arg(long)]
@@ -57,7 +58,8 @@ pub fn run(options: &Options) -> Result<()> {
         "cni" => cni::run(options.runs)?,
         "bandwidth" => bandwidth::run(options.runs)?,
         "agent" => agent::run()?,
-        other => bail!("there is no benchmark {other:?}: peers, cni, bandwidth and agent are there"),
+        "store" => store::run()?,
+        other => bail!("there is no benchmark {other:?}: peers, cni, bandwidth, agent and store are there"),
     };
     let mut fallen = Vec::new();
     for row in &rows {

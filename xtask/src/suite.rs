@@ -70,7 +70,8 @@ pub fn bless() -> Result<()> {
 }
 
 /// What the tests need besides the toolchain: programs, and Debian's packages of them. `nft` looks at what the driver wrote, runtimes call
-/// the plugin, containers are made of busybox (linked statically), dnsmasq leases addresses to pods.
+/// the plugin, containers are made of busybox (linked statically), dnsmasq leases addresses to pods, etcd is the
+/// datastore of some labs (openssl makes its certificates).
 const TOOLS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("ip", "iproute2"),
@@ -80,6 +81,9 @@ const TOOLS: &[(&str, &str)] = &[
     ("conmon", "conmon"),
     ("busybox", "busybox-static"),
     ("dnsmasq", "dnsmasq-base"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
+    ("openssl", "openssl"),
 ];
 
 /// Installs what is missing.

@@ -79,7 +79,7 @@ fn measure(lab: &Lab) -> Result<(f64, f64, f64)> {
 }
 
 /// Resident memory in megabytes.
-fn resident(pid: std::num::NonZeroI32) -> Result<f64> {
+pub fn resident(pid: std::num::NonZeroI32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
     let kilobytes: f64 = line.split_whitespace().nth(1).context("no VmRSS")?.parse()?;
