@@ -13,6 +13,7 @@ pub mod config;
 pub mod delta;
 pub mod desired;
 pub mod dhcp;
+pub mod dialect;
 pub mod ipam;
 pub mod kernel;
 pub mod masquerade;

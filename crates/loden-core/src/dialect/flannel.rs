@@ -1,0 +1,16 @@
+//! flannel's dialect: its configuration, its leases in etcd, its annotations in Kubernetes, its files and its flags, to and from
+//! the model.
+//!
+//! [`NetConf`] is `net-conf.json`; [`Attributes`] is what a node says of itself, in etcd under a [`SubnetKey`] and in Kubernetes as
+//! [`annotations`]; [`Layout`] is all that stands under one prefix of etcd, flannel's keys and loden's beside them;
+//! [`SubnetEnv`] is what the CNI plugin reads; [`Flanneld`] is flanneld's command line.
+
+pub mod annotations;
+mod error;
+mod json;
+mod lease;
+mod net_conf;
+
+pub use error::FlannelError;
+pub use lease::{Announced, Attributes, SubnetKey, Vtep, WireguardPeer, node_name, node_uid};
+pub use net_conf::{NetConf, pool_name};
