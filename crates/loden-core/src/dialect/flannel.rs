@@ -8,9 +8,11 @@
 pub mod annotations;
 mod error;
 mod json;
+pub mod layout;
 mod lease;
 mod net_conf;
 
 pub use error::FlannelError;
+pub use layout::Layout;
 pub use lease::{Announced, Attributes, SubnetKey, Vtep, WireguardPeer, node_name, node_uid};
 pub use net_conf::{NetConf, pool_name};

@@ -4,6 +4,7 @@
 mod config;
 mod dhcp;
 mod faults;
+mod flannel_layout;
 #[path = "../../../../fuzz/src/lib.rs"]
 mod fuzzed;
 mod golden;
