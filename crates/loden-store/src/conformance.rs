@@ -3,24 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use loden_core::model::{Block, Key, Lease, Node, NodeName, Prefix, Record};
+use loden_core::model::{Block, Entry, Key, Lease, Node, NodeName, Prefix, Record};
 
-use crate::{Change, Expect, Store, StoreError};
+use crate::{Change, Expect, Store, StoreError, Watch};
 
 /// What a check answers: `Err` says what was not as it should be.
 pub type Verdict = Result<(), String>;
 
-/// Runs all checks on one store through several handles (of other processes, where the store can).
+/// Runs all checks on one store through several handles (of other processes, where the store can). `least_ttl` is the shortest time
+/// to live that the store keeps to.
 ///
 /// # Errors
 /// The first check that fails, by name.
-pub async fn run(handles: &[Arc<dyn Store>]) -> Verdict {
+pub async fn run(handles: &[Arc<dyn Store>], least_ttl: Duration) -> Verdict {
     let [first, second, ..] = handles else { return Err("two handles are needed".to_owned()) };
     let named = |name: &'static str| move |cause: String| format!("{name}: {cause}");
     compare_and_swap(first, second).await.map_err(named("compare and swap"))?;
     race_for_a_block(handles).await.map_err(named("race for a block"))?;
     same_record_writes_nothing(first).await.map_err(named("writing the same"))?;
-    lease_ends_and_is_renewed(first, second).await.map_err(named("lease"))?;
+    lease_ends_and_is_renewed(first, second, least_ttl).await.map_err(named("lease"))?;
     watch_resumes(first, second).await.map_err(named("watch"))?;
     watch_under_concurrent_writers(handles).await.map_err(named("watch under writers"))?;
     unknown_keys_are_kept(first, second).await.map_err(named("unknown keys"))
@@ -96,12 +97,15 @@ async fn race_for_a_block(handles: &[Arc<dyn Store>]) -> Verdict {
 
 async fn same_record_writes_nothing(store: &Arc<dyn Store>) -> Verdict {
     let made = store.put(node("same", "1"), Expect::Any, None).await.map_err(text)?;
-    let again = store.put(node("same", "1"), Expect::Any, None).await.map_err(text)?;
-    ensure(made == again, "the same record has the same revision")?;
-    ensure(store.list().await.map_err(text)?.revision == made.revision, "nothing was written")
+    let before = store.list().await.map_err(text)?;
+    for expect in [Expect::Any, Expect::Revision(made.revision)] {
+        let again = store.put(node("same", "1"), expect, None).await.map_err(text)?;
+        ensure(made == again, "the same record has the same revision")?;
+    }
+    ensure(store.list().await.map_err(text)? == before, "nothing was written")
 }
 
-async fn lease_ends_and_is_renewed(a: &Arc<dyn Store>, b: &Arc<dyn Store>) -> Verdict {
+async fn lease_ends_and_is_renewed(a: &Arc<dyn Store>, b: &Arc<dyn Store>, ttl: Duration) -> Verdict {
     let lease = |instance: &str| -> Result<Record, String> {
         Ok(Record::Lease(Lease {
             node: "leased".parse().map_err(text)?,
@@ -110,35 +114,48 @@ async fn lease_ends_and_is_renewed(a: &Arc<dyn Store>, b: &Arc<dyn Store>) -> Ve
         }))
     };
     let key = Key::Lease("leased".parse().map_err(text)?);
-    let ttl = Duration::from_millis(400);
     let held = a.put(lease("one")?, Expect::Absent, Some(ttl)).await.map_err(text)?;
     let mut watch = b.watch(held.revision).await.map_err(text)?;
     let taken = b.put(lease("two")?, Expect::Absent, Some(ttl)).await;
     ensure(matches!(taken, Err(StoreError::Conflict { .. })), "a held lease cannot be taken")?;
-    for _ in 0..4 {
+    for _ in 0..2 {
         tokio::time::sleep(ttl / 2).await;
         a.renew(&key, held.revision, ttl).await.map_err(|error| format!("renewing a held lease: {error}"))?;
+        tokio::time::sleep(ttl / 2).await;
+        let again = a.put(lease("one")?, Expect::Revision(held.revision), Some(ttl)).await.map_err(text)?;
+        ensure(again == held, "writing a held lease again renews it")?;
     }
     ensure(b.get(&key).await.map_err(text)?.as_ref() == Some(&held), "a renewed lease holds, without a revision")?;
-    let over = tokio::time::timeout(Duration::from_secs(10), watch.next()).await.map_err(text)?.map_err(text)?;
+    let over = tokio::time::timeout(ttl + Duration::from_secs(10), watch.next()).await.map_err(text)?.map_err(text)?;
     ensure(matches!(&over, Change::Delete { key: k, .. } if *k == key), "a lease that ran out is reported as removed")?;
     let late = a.renew(&key, held.revision, ttl).await;
     ensure(matches!(late, Err(StoreError::Conflict { .. })), "a lease that ran out cannot be renewed")?;
     b.put(lease("two")?, Expect::Absent, Some(ttl)).await.map(drop).map_err(text)
 }
 
+/// The next change of a watch. Revisions rise; other writers of the same datastore may leave gaps between them.
+async fn next(watch: &mut Watch, last: &mut u64) -> Result<Change, String> {
+    let change = tokio::time::timeout(Duration::from_secs(20), watch.next()).await.map_err(text)?.map_err(text)?;
+    ensure(change.revision() > *last, &format!("revision {} was told behind {last}", change.revision()))?;
+    *last = change.revision();
+    Ok(change)
+}
+
 async fn watch_resumes(a: &Arc<dyn Store>, b: &Arc<dyn Store>) -> Verdict {
     let first = a.put(node("w", "1"), Expect::Any, None).await.map_err(text)?;
     let second = b.put(node("w", "2"), Expect::Any, None).await.map_err(text)?;
     a.delete(&node_key("w")?, Expect::Any).await.map_err(text)?;
-    for (after, expected) in [(first.revision - 1, 3), (first.revision, 2), (second.revision, 1)] {
+    let all = [Some(first.clone()), Some(second.clone()), None];
+    for (after, seen) in [(first.revision - 1, 0), (first.revision, 1), (second.revision, 2)] {
         let mut watch = b.watch(after).await.map_err(text)?;
         let mut last = after;
-        for _ in 0..expected {
-            let change =
-                tokio::time::timeout(Duration::from_secs(10), watch.next()).await.map_err(text)?.map_err(text)?;
-            ensure(change.revision() == last + 1, "a watch has no gap and no repetition")?;
-            last = change.revision();
+        for expected in &all[seen..] {
+            let told = match next(&mut watch, &mut last).await? {
+                Change::Put(entry) => Some(entry),
+                Change::Delete { key, .. } if key == node_key("w")? => None,
+                other => return Err(format!("{other:?} was not written")),
+            };
+            ensure(told == *expected, &format!("{expected:?} was written, {told:?} was told"))?;
         }
     }
     Ok(())
@@ -146,8 +163,8 @@ async fn watch_resumes(a: &Arc<dyn Store>, b: &Arc<dyn Store>) -> Verdict {
 
 async fn watch_under_concurrent_writers(handles: &[Arc<dyn Store>]) -> Verdict {
     const EACH: usize = 50;
-    let from = handles[0].list().await.map_err(text)?.revision;
-    let mut watch = handles[0].watch(from).await.map_err(text)?;
+    let mut last = handles[0].list().await.map_err(text)?.revision;
+    let mut watch = handles[0].watch(last).await.map_err(text)?;
     let mut writers = Vec::new();
     for (n, store) in handles.iter().cloned().enumerate() {
         writers.push(tokio::spawn(async move {
@@ -157,13 +174,14 @@ async fn watch_under_concurrent_writers(handles: &[Arc<dyn Store>]) -> Verdict {
             Ok::<_, StoreError>(())
         }));
     }
-    // A lease of an earlier check may run out meanwhile, which is a change as well.
-    let (mut puts, mut last) = (0, from);
-    while puts < EACH * handles.len() {
-        let change = tokio::time::timeout(Duration::from_secs(20), watch.next()).await.map_err(text)?.map_err(text)?;
-        ensure(change.revision() == last + 1, "a watch has no gap and no repetition")?;
-        last = change.revision();
-        puts += usize::from(matches!(change, Change::Put(_)));
+    let mut told = vec![0; handles.len()];
+    while told.iter().sum::<usize>() < EACH * handles.len() {
+        // A lease of an earlier check may run out meanwhile, which is a change as well.
+        let Change::Put(Entry { record, .. }) = next(&mut watch, &mut last).await? else { continue };
+        let writer = told.iter().enumerate().find(|(n, _)| record.key().to_string() == format!("node/writer-{n}"));
+        let Some((n, i)) = writer.map(|(n, i)| (n, *i)) else { return Err(format!("{} has no writer", record.key())) };
+        ensure(record == node(&format!("writer-{n}"), &i.to_string()), "a watch has no gap and no repetition")?;
+        told[n] += 1;
     }
     for writer in writers {
         writer.await.map_err(text)?.map_err(text)?;

@@ -93,6 +93,26 @@ impl Etcd {
         Ok((transaction::outcome(&answer.value)?, answer.was_repeated))
     }
 
+    /// Puts a value where it is not there already.
+    async fn write(&self, place: &str, value: &[u8], lease: i64, expect: Expect) -> Result<Outcome, Fault> {
+        let (outcome, was_repeated) = self.commit(transaction::put(place, value, lease, expect)).await?;
+        match (outcome, expect) {
+            (Outcome::Unexpected(Some(found)), Expect::Revision(revision))
+                if unsigned(found.mod_revision()) == revision =>
+            {
+                // It says so already; only what it is bound to may be another.
+                if found.lease() == lease {
+                    return Ok(Outcome::Unchanged(found));
+                }
+                Ok(self.commit(transaction::bind(place, value, lease, revision)).await?.0)
+            }
+            (Outcome::Unexpected(Some(found)), _) if was_repeated && found.value() == value => {
+                Ok(Outcome::Unchanged(found))
+            }
+            (outcome, _) => Ok(outcome),
+        }
+    }
+
     /// What a record that is to have a time to live is bound to, unless what is expected is not so.
     async fn tenure(&self, key: &Key, expect: Expect, ttl: Option<Duration>) -> Result<Tenure, StoreError> {
         let Some(ttl) = ttl else { return Ok(Tenure::FOR_EVER) };
@@ -132,44 +152,35 @@ impl Store for Etcd {
 
     async fn put(&self, record: Record, expect: Expect, ttl: Option<Duration>) -> Result<Entry, StoreError> {
         let key = record.key();
-        let place = self.layout.place(&key);
         let value = serde_json::to_vec(&record)
             .map_err(|error| StoreError::Unreadable { key: key.to_string(), cause: error.to_string() })?;
         let mut tries = 0;
-        loop {
+        let (tenure, outcome) = loop {
             tries += 1;
             let tenure = self.tenure(&key, expect, ttl).await?;
-            let written = self.commit(transaction::put(&place, &value, tenure.lease, expect)).await;
-            let (outcome, was_repeated) = match written {
-                Ok(written) => written,
-                Err(fault) if fault.sort == Sort::NoLease && tries < TRIES => continue,
+            match self.write(&self.layout.place(&key), &value, tenure.lease, expect).await {
+                Ok(outcome) => break (tenure, outcome),
+                Err(fault) if fault.sort == Sort::NoLease && tries < TRIES => {}
                 // The record may have been written: a new lease is left to run out.
                 Err(fault) => return Err(self.error(fault)),
-            };
-            let (entry, unneeded) = match outcome {
-                Outcome::Written { revision, former } => {
-                    let revision = unsigned(revision);
-                    let created = former.as_ref().map_or(revision, |former| unsigned(former.create_revision()));
-                    let former = former.map_or(0, |former| former.lease());
-                    (Ok(Entry { record, created, revision }), if former == tenure.lease { 0 } else { former })
-                }
-                Outcome::Unchanged(found) => (self.layout.entry(&found), 0),
-                Outcome::Unexpected(found) => {
-                    let is_ours = was_repeated && found.as_ref().is_some_and(|found| found.value() == value);
-                    match self.entry(found.as_ref()) {
-                        Ok(Some(entry)) if is_ours => (Ok(entry), 0),
-                        Ok(found) => {
-                            let found = found.map(Box::new);
-                            (Err(StoreError::Conflict { key, found }), if tenure.is_new { tenure.lease } else { 0 })
-                        }
-                        Err(error) => (Err(error), if tenure.is_new { tenure.lease } else { 0 }),
-                    }
-                }
-            };
-            if unneeded != 0 {
-                tenure::give_back(&self.members, unneeded).await;
             }
-            return entry;
+        };
+        match outcome {
+            Outcome::Written { revision, former } => {
+                let revision = unsigned(revision);
+                let created = former.as_ref().map_or(revision, |former| unsigned(former.create_revision()));
+                if let Some(former) = former.filter(|former| former.lease() != tenure.lease) {
+                    tenure::give_back(&self.members, former.lease()).await;
+                }
+                Ok(Entry { record, created, revision })
+            }
+            Outcome::Unchanged(found) => self.layout.entry(&found),
+            Outcome::Unexpected(found) => {
+                if tenure.is_new {
+                    tenure::give_back(&self.members, tenure.lease).await;
+                }
+                Err(StoreError::Conflict { key, found: self.entry(found.as_ref())?.map(Box::new) })
+            }
         }
     }
 
@@ -177,9 +188,7 @@ impl Store for Etcd {
         let deleted = self.commit(transaction::delete(&self.layout.place(key), expect)).await;
         match deleted.map_err(|fault| self.error(fault))? {
             (Outcome::Written { former, .. }, _) => {
-                if let Some(lease) = former.map(|former| former.lease()).filter(|lease| *lease != 0) {
-                    tenure::give_back(&self.members, lease).await;
-                }
+                tenure::give_back(&self.members, former.map_or(0, |former| former.lease())).await;
                 Ok(())
             }
             (Outcome::Unexpected(None), true) => Ok(()),

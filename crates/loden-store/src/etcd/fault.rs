@@ -98,8 +98,8 @@ impl From<etcd_client::Error> for Fault {
                 let mut source = status.source();
                 while let Some(inner) = source {
                     let text = inner.to_string();
-                    // Many layers repeat what the one below says.
-                    if !words.contains(&text) {
+                    // Many layers repeat what the one below says, or say nothing.
+                    if !words.contains(&text) && text != "transport error" {
                         words.push_str(": ");
                         words.push_str(&text);
                     }
@@ -149,7 +149,7 @@ fn sort(code: Code, words: &str) -> Sort {
 /// The words without the frame that gRPC puts around them.
 fn plain(words: &str) -> String {
     let words = words.rsplit_once("desc = ").map_or(words, |(_, inner)| inner);
-    words.replace("etcdserver: ", "")
+    words.replace("etcdserver: ", "").replace("transport error: ", "").replace("connection error: ", "")
 }
 
 #[cfg(test)]

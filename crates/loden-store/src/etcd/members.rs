@@ -9,7 +9,7 @@ use std::time::Duration;
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use loden_core::config::store::EtcdAddress;
 use tokio::sync::{Mutex, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::fault::{Fault, Sort};
 use crate::StoreError;
@@ -20,6 +20,8 @@ const PATIENCE_MEMBER: Duration = Duration::from_millis(2000);
 const PATIENCE: Duration = Duration::from_secs(6);
 /// A connection must be made within this.
 const CONNECT: Duration = Duration::from_millis(1500);
+/// Between two rounds of asking members that have no leader.
+const PAUSE: Duration = Duration::from_millis(200);
 /// HTTP/2 pings while something is asked or watched, and how long their answer may take. etcd hangs up on who pings more often than
 /// each 5 s (`--grpc-keepalive-min-time`), or pings without having asked for anything.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3));
@@ -90,8 +92,7 @@ impl Members {
         let patience = if members > 1 { PATIENCE_MEMBER } else { PATIENCE };
         let end = Instant::now() + PATIENCE;
         let (mut worst, mut was_repeated) = (None::<Fault>, false);
-        // Each once, and the first once more over a new connection.
-        for _ in 0..=members {
+        for tries in 1.. {
             let turn = *self.turn.borrow();
             let left = end.saturating_duration_since(Instant::now());
             let result = timeout(patience.min(left), async {
@@ -119,15 +120,17 @@ impl Members {
                 return Err(fault);
             }
             self.leave(turn).await;
-            let fault = match members {
-                1 => fault,
-                _ => Fault::new(fault.sort, format!("{}: {}", self.endpoint(turn), fault.cause)),
-            };
+            let fault = self.explained(fault, turn);
             if worst.as_ref().is_none_or(|worst| worst.sort < fault.sort) {
                 worst = Some(fault);
             }
-            if Instant::now() >= end {
+            let lacks_quorum = worst.as_ref().is_some_and(|worst| worst.sort == Sort::NoQuorum);
+            // Each once, and the first once more over a new connection; an election is waited for.
+            if Instant::now() >= end || (tries > members && !lacks_quorum) {
                 break;
+            }
+            if lacks_quorum && tries % members == 0 {
+                sleep(PAUSE).await;
             }
         }
         Err(worst.unwrap_or_else(|| Fault::new(Sort::Away, "no member was asked")))
@@ -173,6 +176,20 @@ impl Members {
             }
             other => other,
         }
+    }
+
+    /// A fault with the member that it is of, and what else may be behind it.
+    fn explained(&self, mut fault: Fault, turn: usize) -> Fault {
+        let endpoint = self.endpoint(turn);
+        let has_hung_up = ["connection closed", "Broken pipe", "reset by peer"];
+        if endpoint.starts_with("https:") && has_hung_up.iter().any(|words| fault.cause.contains(words)) {
+            // The alert that says so may be lost with the connection.
+            fault.cause += "; a server hangs up like this when it does not take the client's certificate";
+        }
+        if self.address.endpoints.len() > 1 {
+            fault.cause = format!("{endpoint}: {}", fault.cause);
+        }
+        fault
     }
 
     fn endpoint(&self, turn: usize) -> &str {

@@ -59,7 +59,8 @@ async fn grant(members: &Members, ttl: Duration) -> Result<(i64, i64), Fault> {
 async fn length(members: &Members, lease: i64) -> Result<Option<i64>, Fault> {
     let left = members.call(|client| async move { Ok(client.lease_client().time_to_live(lease, None).await?) }).await;
     match left {
-        Ok(left) => Ok((left.value.ttl() > 0).then(|| left.value.granted_ttl())),
+        // Seconds are cut: 0 is less than one, and -1 none.
+        Ok(left) => Ok((left.value.ttl() >= 0).then(|| left.value.granted_ttl())),
         Err(fault) if fault.sort == Sort::NoLease => Ok(None),
         Err(fault) => Err(fault),
     }
@@ -76,8 +77,11 @@ pub async fn renew(members: &Members, lease: i64) -> Result<bool, Fault> {
     }
 }
 
-/// Gives a lease back that nothing is bound to any more. If that fails, it runs out by itself.
+/// Gives a lease back (if there is one: not 0) that nothing is bound to any more. If that fails, it runs out by itself.
 pub async fn give_back(members: &Members, lease: i64) {
+    if lease == 0 {
+        return;
+    }
     let revoked = members.call(|client| async move { Ok(client.lease_client().revoke(lease).await?) }).await;
     drop(revoked);
 }
