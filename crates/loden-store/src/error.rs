@@ -104,6 +104,14 @@ pub enum StoreError {
         /// What is wrong with it.
         cause: String,
     },
+    /// The store does not take such a record, or not from here.
+    #[error("{key} is not taken: {cause}")]
+    Refused {
+        /// The record.
+        key: Key,
+        /// Why not, and what to do.
+        cause: String,
+    },
     /// An address that names no store.
     #[error(transparent)]
     Address(#[from] StoreAddressError),

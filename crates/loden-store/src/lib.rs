@@ -7,6 +7,8 @@ pub mod conformance;
 pub mod error;
 #[cfg(feature = "etcd")]
 pub mod etcd;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod memory;
 pub mod sqlite;
 
@@ -177,7 +179,14 @@ pub async fn open(address: &str) -> Result<Arc<dyn Store>, StoreError> {
             place: address.to_string(),
             cause: "this build has no etcd (`cargo build --features etcd`)".to_owned(),
         }),
-        StoreAddress::Flannel(_) | StoreAddress::Kubernetes(_) => Err(StoreError::Unavailable {
+        #[cfg(feature = "kubernetes")]
+        StoreAddress::Kubernetes(kubernetes) => Ok(Arc::new(kubernetes::Kubernetes::open(kubernetes).await?)),
+        #[cfg(not(feature = "kubernetes"))]
+        StoreAddress::Kubernetes(_) => Err(StoreError::Unavailable {
+            place: address.to_string(),
+            cause: "this build has no Kubernetes (`cargo build --features kubernetes`)".to_owned(),
+        }),
+        StoreAddress::Flannel(_) => Err(StoreError::Unavailable {
             place: address.to_string(),
             cause: "this store is not built in yet".to_owned(),
         }),

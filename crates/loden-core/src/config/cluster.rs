@@ -54,8 +54,9 @@ fn parse_pool(mut fields: Fields) -> Result<Pool, ConfigError> {
     Ok(Pool { name, cidr, block_len, first_block, last_block, backend, nat_outgoing, node_selector, unknown })
 }
 
-/// A block as large as flannel's default: /24 or /64; a quarter of the pool when the pool is no larger than that.
-fn default_block_len(cidr: Prefix) -> u8 {
+/// How long a block's prefix is where nobody says: as large as flannel's default: /24 or /64; a quarter of the pool when the pool is no larger than that.
+#[must_use]
+pub fn default_block_len(cidr: Prefix) -> u8 {
     let usual = if cidr.family() == Family::V4 { 24 } else { 64 };
     if cidr.len() + 2 <= usual { usual } else { (cidr.len() + 2).min(cidr.family().bits()) }
 }

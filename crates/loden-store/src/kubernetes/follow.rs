@@ -1,0 +1,188 @@
+//! Following the cluster: a watch for each sort of object, and the picture that they are taken into.
+//!
+//! A watch that ends or breaks goes on where it was, so a server that restarts is not asked for everything by everybody. A line
+//! that was cut is read again; what was said already is not taken in twice: in one sort of objects revisions only grow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::Shared;
+use super::client::{Client, chain, jittered};
+use super::fault::Fault;
+use super::object::{Kind, Line, Object};
+use super::picture::Picture;
+use crate::watch::Sender;
+use crate::{Change, StoreError};
+
+/// How long a watch is asked to last. With a jitter, so that watches do not end all at once.
+const LASTING: Duration = Duration::from_secs(420);
+/// A server sends a bookmark a minute; from one that says nothing for so long nothing is to come.
+const SILENCE: Duration = Duration::from_secs(150);
+/// Pauses between tries, and for how long a watch that is broken is tried again before callers hear of it.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_MOST: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Events that wait to be taken in.
+const AHEAD: usize = 256;
+
+/// Where a sort of objects is followed from.
+pub type Cursor = (Kind, String);
+
+/// An object as it is now, or its last state if it is gone.
+struct Event {
+    kind: Kind,
+    object: Object,
+    is_gone: bool,
+}
+
+/// Follows all sorts, until the watcher is gone or something fails that waiting does not mend.
+pub async fn follow(shared: Arc<Shared>, client: Client, mut picture: Picture, from: Vec<Cursor>, watcher: Sender) {
+    let (events, mut queue) = mpsc::channel(AHEAD);
+    let mut readers = JoinSet::new();
+    for (kind, at) in from {
+        let reader = Reader { client: client.clone(), kind, at, events: events.clone() };
+        readers.spawn(reader.run());
+    }
+    loop {
+        let event = tokio::select! {
+            event = queue.recv() => event,
+            () = watcher.closed() => return,
+        };
+        let changes = match event {
+            Some(Ok(event)) => take_in(&shared, &client, &mut picture, event).await,
+            Some(Err(error)) => Err(error),
+            None => return,
+        };
+        match changes {
+            Ok(changes) => {
+                for change in changes {
+                    if watcher.send(Ok(shared.stamped(change))).is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(error) => {
+                // A watcher that is gone does not want to know.
+                let _ = watcher.send(Err(error));
+                return;
+            }
+        }
+    }
+}
+
+async fn take_in(
+    shared: &Shared,
+    client: &Client,
+    picture: &mut Picture,
+    event: Event,
+) -> Result<Vec<Change>, StoreError> {
+    let Event { kind, object, is_gone } = event;
+    let revision = object.metadata.revision();
+    if is_gone {
+        shared.forget(&object.metadata.uid);
+        return Ok(picture.remove(kind, &object.metadata.name, revision));
+    }
+    let cidrs = match kind {
+        Kind::Node if picture.wants_cidrs(&object.metadata) => shared.pod_cidrs(client, &object.metadata).await?,
+        _ => None,
+    };
+    Ok(picture.put(kind, &object, cidrs.as_deref(), revision))
+}
+
+/// Reads one sort of objects.
+struct Reader {
+    client: Client,
+    kind: Kind,
+    at: String,
+    events: mpsc::Sender<Result<Event, StoreError>>,
+}
+
+impl Reader {
+    async fn run(mut self) {
+        let (mut pause, mut failing_since) = (PAUSE_FIRST, None);
+        loop {
+            let (began, before) = (Instant::now(), self.at.clone());
+            let ended = self.stream().await;
+            if self.at != before || began.elapsed() > PAUSE_MOST {
+                (pause, failing_since) = (PAUSE_FIRST, None);
+            }
+            let fault = match ended {
+                Ok(()) => None,
+                Err(fault) if fault.is_gone() => {
+                    let _ = self.events.send(Err(StoreError::Compacted { oldest: 0 })).await;
+                    return;
+                }
+                Err(fault) => Some(fault),
+            };
+            let asked = fault.as_ref().and_then(Fault::retry_after).unwrap_or(Duration::ZERO);
+            if let Some(fault) = fault {
+                let since: Instant = *failing_since.get_or_insert(began);
+                if !fault.is_passing() || since.elapsed() + asked > PATIENCE {
+                    let _ = self.events.send(Err(fault.at(&self.client.place))).await;
+                    return;
+                }
+            }
+            tokio::time::sleep(asked + jittered(pause)).await;
+            pause = (pause * 2).min(PAUSE_MOST);
+        }
+    }
+
+    /// One watch, to its end.
+    async fn stream(&mut self) -> Result<(), Fault> {
+        let mut body = self.client.watch(self.kind, &self.at, jittered(LASTING)).await?;
+        let mut buffer: Vec<u8> = Vec::new();
+        loop {
+            let silent = |_| Fault::Transport(format!("nothing was heard for {} s", SILENCE.as_secs()));
+            let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(silent)? else {
+                // What is left of a line that was cut comes again.
+                return Ok(());
+            };
+            let frame = frame.map_err(|error| Fault::Transport(chain(&error)))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let mut begin = 0;
+            let from = buffer.len();
+            buffer.extend_from_slice(&data);
+            let ends: Vec<usize> = (from..buffer.len()).filter(|at| buffer[*at] == b'\n').collect();
+            for end in ends {
+                self.line(&buffer[begin..end]).await?;
+                begin = end + 1;
+            }
+            buffer.drain(..begin);
+        }
+    }
+
+    async fn line(&mut self, line: &[u8]) -> Result<(), Fault> {
+        if line.is_empty() {
+            return Ok(());
+        }
+        let line: Line = serde_json::from_slice(line).map_err(|error| Fault::Body(error.to_string()))?;
+        let (object, is_gone) = match line {
+            Line::Error(status) => return Err(Fault::from_status(status, self.kind.resource())),
+            Line::Bookmark(object) => {
+                self.advance(&object);
+                return Ok(());
+            }
+            Line::Added(object) | Line::Modified(object) => (object, false),
+            Line::Deleted(object) => (object, true),
+        };
+        if self.advance(&object) {
+            // A follower that is gone has aborted this task as well.
+            let _ = self.events.send(Ok(Event { kind: self.kind, object, is_gone })).await;
+        }
+        Ok(())
+    }
+
+    /// Goes on to the object's revision; false when that is behind.
+    fn advance(&mut self, object: &Object) -> bool {
+        let is_ahead = object.metadata.revision() > self.at.parse().unwrap_or(0);
+        if is_ahead {
+            self.at.clone_from(&object.metadata.resource_version);
+        }
+        is_ahead
+    }
+}
