@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use loden_core::config::cluster::default_block_len;
-use loden_core::model::{Block, Key, Pool, Prefix, Record};
+use loden_core::model::{BackendConfig, Block, Key, Pool, Prefix, Record, VxlanConfig};
 use serde_json::{Map, Value, json};
 
 use super::object::{GROUP_VERSION, Kind, Object};
@@ -37,10 +37,7 @@ pub fn read(kind: Kind, object: &Object) -> Result<Record, String> {
     let fault = |error: serde_json::Error| format!("spec: {error}");
     if kind == Kind::Pool {
         spec.insert("name".to_owned(), name.clone().into());
-        let cidr: Option<Prefix> = spec.get("cidr").and_then(|cidr| cidr.as_str()?.parse().ok());
-        if let (None, Some(cidr)) = (spec.get("blockLen"), cidr) {
-            spec.insert("blockLen".to_owned(), default_block_len(cidr).into());
-        }
+        fill_in(&mut spec);
         return serde_json::from_value::<Pool>(Value::Object(spec)).map(Record::Pool).map_err(fault);
     }
     let block: Block = serde_json::from_value(Value::Object(spec)).map_err(fault)?;
@@ -50,6 +47,24 @@ pub fn read(kind: Kind, object: &Object) -> Result<Record, String> {
     } else {
         // The name is what makes a claim exclusive.
         Err(format!("a block of {} is named {expected}: remove this one", block.cidr))
+    }
+}
+
+/// What a Pool leaves out. The defaults are here and not in the schema: what nobody said is nobody's field, for server-side apply.
+fn fill_in(spec: &mut Map<String, Value>) {
+    let cidr: Option<Prefix> = spec.get("cidr").and_then(|cidr| cidr.as_str()?.parse().ok());
+    if let Some(cidr) = cidr {
+        spec.entry("blockLen").or_insert_with(|| default_block_len(cidr).into());
+    }
+    spec.entry("natOutgoing").or_insert(true.into());
+    let usual = serde_json::to_value(BackendConfig::Vxlan(VxlanConfig::default())).unwrap_or_default();
+    match spec.entry("backend").or_insert_with(|| usual.clone()) {
+        Value::Object(backend) if backend.get("type") == usual.get("type") => {
+            for (key, value) in usual.as_object().into_iter().flatten() {
+                backend.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        _ => {}
     }
 }
 
@@ -100,8 +115,11 @@ mod tests {
         let object = |spec: Value| {
             serde_json::from_value::<Object>(json!({"metadata": {"name": "x"}, "spec": spec})).expect("an object")
         };
-        let pool = object(json!({"cidr": "10.0.0.0/16", "natOutgoing": true, "backend": {"type": "host-gw"}}));
-        assert!(matches!(read(Kind::Pool, &pool), Ok(Record::Pool(pool)) if pool.block_len == 24));
+        let pool = object(json!({"cidr": "10.0.0.0/16", "backend": {"type": "vxlan", "vni": 7}}));
+        let Ok(Record::Pool(pool)) = read(Kind::Pool, &pool) else { panic!("a pool") };
+        assert!(pool.block_len == 24 && pool.nat_outgoing);
+        let vni = 7.try_into().expect("a VNI");
+        assert_eq!(pool.backend, BackendConfig::Vxlan(VxlanConfig { vni, ..VxlanConfig::default() }));
         let block = object(json!({"cidr": "10.0.1.0/24", "pool": "p", "owner": "n", "ownerUid": "u"}));
         assert!(read(Kind::Block, &block).expect_err("another name").contains("10-0-1-0-24"));
     }

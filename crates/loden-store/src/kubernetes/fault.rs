@@ -132,45 +132,52 @@ impl Fault {
 
     /// As callers of the store see it.
     pub fn at(self, place: &str) -> StoreError {
-        let cause = match self {
-            Self::Transport(cause) => match hint(&cause) {
-                Some(hint) => format!("{cause}: {hint}"),
-                None => cause,
-            },
+        let place = format!("Kubernetes at {place}");
+        match self {
+            Self::Transport(cause) => {
+                let advice = hint(&cause).map(|advice| format!(": {advice}")).unwrap_or_default();
+                StoreError::Unavailable { place, cause: format!("{cause}{advice}") }
+            }
             Self::Body(cause) => {
-                format!("its answer is not to be understood ({cause}): is that a Kubernetes API server?")
+                let cause = format!("its answer is not to be understood ({cause}): is that a Kubernetes API server?");
+                StoreError::Unavailable { place, cause }
             }
-            Self::Config(cause) => cause,
+            Self::Config(cause) => StoreError::Unavailable { place, cause },
             Self::Status { code, reason, message, verb, resource, retry_after, .. } => {
-                let words =
-                    [reason.as_str(), message.as_str()].into_iter().find(|words| !words.is_empty() && *words != reason);
-                let words = words.unwrap_or(&reason);
-                status_text(code, words, verb, &resource, retry_after)
+                let words = if message.is_empty() { reason } else { message };
+                let cause = format!("{code}: {words}");
+                match code {
+                    401 => StoreError::Denied { place, cause, advice: UNKNOWN.to_owned() },
+                    403 => {
+                        let advice =
+                            format!("it may not {verb} {resource}; give its account the role of deploy/rbac.yaml");
+                        StoreError::Denied { place, cause, advice }
+                    }
+                    _ => StoreError::Unavailable {
+                        place,
+                        cause: status_text(code, &cause, verb, &resource, retry_after),
+                    },
+                }
             }
-        };
-        StoreError::Unavailable { place: format!("Kubernetes at {place}"), cause }
+        }
     }
 }
 
-fn status_text(code: u16, words: &str, verb: &str, resource: &str, retry_after: Option<Duration>) -> String {
+const UNKNOWN: &str = "its token or certificate is missing, of another cluster, or has expired. Renew it where the kubeconfig or the \
+                       service account has it: it is read anew with each try";
+
+fn status_text(code: u16, cause: &str, verb: &str, resource: &str, retry_after: Option<Duration>) -> String {
     match code {
-        401 => format!(
-            "it does not know this account ({code}: {words}): the token or certificate is missing, of another cluster, or has \
-             expired. Renew it where the kubeconfig or the service account has it; it is read anew with each try"
-        ),
-        403 => {
-            format!("this account may not {verb} {resource} ({code}: {words}): give it the role of deploy/rbac.yaml")
-        }
         404 if resource.ends_with(".loden.dev") => format!(
-            "it has no {resource} ({code}: {words}): apply deploy/crds.yaml, or say `net_conf` to be served by the nodes' podCIDRs"
+            "it has no {resource} ({cause}): apply deploy/crds.yaml, or say `net_conf` to be served by the nodes' podCIDRs"
         ),
-        422 => format!("it refuses to {verb} {resource} ({code}: {words})"),
+        422 => format!("it refuses to {verb} {resource} ({cause})"),
         429 => {
-            let when = retry_after.map_or(String::new(), |wait| format!(", for {} s", wait.as_secs()));
-            format!("it is overloaded{when} ({code}: {words}); it is tried again")
+            let when = retry_after.map_or(String::new(), |wait| format!(" for {} s", wait.as_secs()));
+            format!("it is overloaded{when} ({cause}); it is tried again")
         }
-        500.. => format!("it failed to {verb} {resource} ({code}: {words}); it is tried again"),
-        _ => format!("it did not {verb} {resource} ({code}: {words})"),
+        500.. => format!("it failed to {verb} {resource} ({cause}); it is tried again"),
+        _ => format!("it did not {verb} {resource} ({cause})"),
     }
 }
 
