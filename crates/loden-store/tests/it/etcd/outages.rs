@@ -230,10 +230,10 @@ async fn members_fail(fail: impl Fn(&mut Server), mend: impl Fn(&mut Server)) {
     let mut watch = store.watch(from).await.expect("watches");
     let mut number = 0;
     let mut write = 0_u64;
-    for n in 0..3 {
+    for (n, member) in members.iter_mut().enumerate() {
         for i in 0..30 {
             if i == 10 {
-                fail(&mut members[n]);
+                fail(member);
             }
             let began = Instant::now();
             store.put(node("counter", &write.to_string()), Expect::Any, None).await.expect("a majority is there");
@@ -245,8 +245,8 @@ async fn members_fail(fail: impl Fn(&mut Server), mend: impl Fn(&mut Server)) {
         let began = Instant::now();
         count(&mut watch, &mut number, write).await;
         server::say(&format!("member {n} failed: the watch had all after {:?}", began.elapsed()));
-        mend(&mut members[n]);
-        members[n].wait();
+        mend(member);
+        member.wait();
     }
 }
 
