@@ -3,8 +3,9 @@
 
 use std::fs;
 
-use loden_core::cni::flannel::{self, Rendered, SubnetEnv};
+use loden_core::cni::flannel::{self, Rendered};
 use loden_core::cni::{self, CniError, Code, HostFacts, NetConf, Role, Verb};
+use loden_core::dialect::flannel::SubnetEnv;
 use loden_linux::ledger::Reservation;
 use serde_json::Value;
 

@@ -1,31 +1,16 @@
-//! The configuration of the plugin `flannel`, and what flanneld leaves in `subnet.env`, turned into that of the plugin which makes
-//! the interface.
+//! The configuration of the plugin `flannel`, and what flanneld leaves in `subnet.env` ([`SubnetEnv`]), turned into that of the
+//! plugin which makes the interface.
 
 use std::collections::BTreeSet;
-use std::str::FromStr;
 
-use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::keys::Keys;
 use super::{CniError, Code};
-use crate::model::{Family, Prefix};
+use crate::dialect::flannel::SubnetEnv;
 
 /// Where flanneld leaves it.
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
-
-/// What flanneld tells of a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubnetEnv {
-    /// The networks of the cluster.
-    pub networks: Vec<Prefix>,
-    /// The node's subnets: one of each family at most.
-    pub subnets: Vec<Prefix>,
-    /// MTU for pods, in bytes.
-    pub mtu: u32,
-    /// Whether flanneld masquerades itself.
-    pub masquerades: bool,
-}
 
 /// The plugin that is to be called, and with what.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,48 +27,6 @@ pub struct Rendered {
 /// Code 7 when `subnetFile` is no text.
 pub fn subnet_file(conf: &Map<String, Value>) -> Result<String, CniError> {
     Ok(Keys::new(conf).text("subnetFile")?.unwrap_or(SUBNET_FILE).to_owned())
-}
-
-impl FromStr for SubnetEnv {
-    type Err = String;
-
-    /// Says all that is missing or wrong.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let pairs: Vec<(&str, &str)> = text.lines().filter_map(|line| line.trim().split_once('=')).collect();
-        let get = |key: &str| pairs.iter().find(|(name, _)| *name == key).map(|(_, value)| value.trim());
-        let mut faults = Vec::new();
-        let mut list = |key: &str, family: Family| -> Vec<Prefix> {
-            let texts = get(key).unwrap_or_default().split(',').map(str::trim).filter(|text| !text.is_empty());
-            let prefix = |text: &str| {
-                let net = text.parse::<IpNet>().ok().filter(|net| Family::of(net.addr()) == family);
-                let found = net.map(|net| Prefix::holding(net.addr(), net.prefix_len()));
-                if found.is_none() {
-                    faults.push(format!("{key}={text} is no {family} network"));
-                }
-                found
-            };
-            texts.filter_map(prefix).collect()
-        };
-        let networks = [list("FLANNEL_NETWORK", Family::V4), list("FLANNEL_IPV6_NETWORK", Family::V6)].concat();
-        let subnets = [list("FLANNEL_SUBNET", Family::V4), list("FLANNEL_IPV6_SUBNET", Family::V6)].concat();
-        let mtu = get("FLANNEL_MTU").and_then(|mtu| mtu.parse().ok());
-        let masquerades = get("FLANNEL_IPMASQ").and_then(|flag| flag.parse().ok());
-        if networks.is_empty() {
-            faults.push("FLANNEL_NETWORK or FLANNEL_IPV6_NETWORK is missing".to_owned());
-        }
-        if subnets.is_empty() {
-            faults.push("FLANNEL_SUBNET or FLANNEL_IPV6_SUBNET is missing".to_owned());
-        }
-        for (key, is_there) in [("FLANNEL_MTU", mtu.is_some()), ("FLANNEL_IPMASQ", masquerades.is_some())] {
-            if !is_there {
-                faults.push(format!("{key} is missing or not understood"));
-            }
-        }
-        match (mtu, masquerades) {
-            (Some(mtu), Some(masquerades)) if faults.is_empty() => Ok(Self { networks, subnets, mtu, masquerades }),
-            _ => Err(faults.join(", ")),
-        }
-    }
 }
 
 /// The configuration of the plugin that makes the interface: what the user gives for it, filled up with what flanneld says.
@@ -201,22 +144,5 @@ mod tests {
             let error = render(&map(json!({ "delegate": delegate })), &env).expect_err("refused");
             assert_eq!(error.code, Code::InvalidConfig, "{delegate}");
         }
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        assert!(ENV.parse::<SubnetEnv>().is_ok());
-        for (text, expected) in [
-            ("", "FLANNEL_MTU is missing"),
-            ("FLANNEL_SUBNET=10.1.0.0/33\n", "FLANNEL_SUBNET=10.1.0.0/33 is no IPv4 network"),
-            ("FLANNEL_SUBNET=fd00::/64\n", "FLANNEL_SUBNET=fd00::/64 is no IPv4 network"),
-            (&ENV.replace("FLANNEL_MTU=1450", ""), "FLANNEL_MTU is missing"),
-            (&ENV.replace("=true", "=perhaps"), "FLANNEL_IPMASQ is missing or not understood"),
-        ] {
-            let error = text.parse::<SubnetEnv>().expect_err(expected);
-            assert!(error.contains(expected), "{error}");
-        }
-        let both = ENV.replace("FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_NETWORK=10.244.0.0/16,10.245.0.0/16");
-        assert_eq!(both.parse::<SubnetEnv>().expect("readable").networks.len(), 3);
     }
 }

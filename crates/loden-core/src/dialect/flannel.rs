@@ -7,12 +7,16 @@
 
 pub mod annotations;
 mod error;
+mod flags;
 mod json;
 pub mod layout;
 mod lease;
 mod net_conf;
+mod subnet_env;
 
 pub use error::FlannelError;
+pub use flags::{Flanneld, Secret};
 pub use layout::Layout;
 pub use lease::{Announced, Attributes, SubnetKey, Vtep, WireguardPeer, node_name, node_uid};
 pub use net_conf::{NetConf, pool_name};
+pub use subnet_env::SubnetEnv;

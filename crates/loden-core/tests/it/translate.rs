@@ -3,8 +3,9 @@
 
 use std::fs;
 
-use loden_core::cni::flannel::{self, SubnetEnv};
+use loden_core::cni::flannel;
 use loden_core::cni::{self, CniError, HostFacts, NetConf, Role, Success, Verb};
+use loden_core::dialect::flannel::SubnetEnv;
 use loden_core::model::AttachmentKey;
 use serde::Deserialize;
 use serde_json::Value;
