@@ -4,6 +4,7 @@
 mod config;
 mod dhcp;
 mod faults;
+mod flannel;
 mod flannel_layout;
 #[path = "../../../../fuzz/src/lib.rs"]
 mod fuzzed;
