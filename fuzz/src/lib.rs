@@ -1,12 +1,16 @@
 //! What must hold for any bytes from outside. The fuzz targets call these functions, and so does an ordinary test with bytes of its
 //! own making.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use loden_core::attach::{self, Draft};
 use loden_core::cni::{
     self, CniError, Environment, HostFacts, Master, NetConf, NodeFile, Role, Success, Verb, Version,
+};
+use loden_core::dialect::flannel::layout::{Layout, Pair, RawChange};
+use loden_core::dialect::flannel::{
+    Announced, Attributes, Flanneld, NetConf as FlannelConf, SubnetEnv, SubnetKey, annotations,
 };
 use loden_core::ipam::{Choice, Offer, Range, RangeState, Supply};
 use loden_core::model::{Attachment, AttachmentKey, PodAddress};
@@ -182,4 +186,66 @@ fn sound(range: Range, mut state: RangeState) {
     assert_eq!(state.in_use() as usize, before as usize + given.len());
     given.iter().for_each(|addr| state.release(*addr, 0));
     assert_eq!(state.in_use(), before);
+}
+
+/// What a flannel would have written is refused, or reads as it was written once it has been written again.
+pub fn flannel(data: &[u8]) {
+    if let Ok(conf) = FlannelConf::parse(data, true) {
+        let again = conf.render().expect("what was read can be said");
+        assert_eq!(FlannelConf::parse(again.as_bytes(), true), Ok(conf), "{again}");
+    }
+    if let Ok(attributes) = Attributes::parse(data) {
+        let again = Attributes::parse(attributes.render().as_bytes());
+        // What another backend says may hold a broken number, which is not written as it was read.
+        match &attributes.backend {
+            Announced::Other { .. } => assert!(again.is_ok()),
+            _ => assert_eq!(again.as_ref(), Ok(&attributes)),
+        }
+    }
+    layout(data);
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(key) = text.parse::<SubnetKey>() {
+        assert_eq!(key.to_string().parse(), Ok(key));
+    }
+    if let Ok(env) = text.parse::<SubnetEnv>() {
+        let again = env.to_string();
+        assert!(again.parse::<SubnetEnv>().is_ok_and(|env| env.to_string() == again) || !again.contains("SUBNET"));
+    }
+    if let Ok(told) = Flanneld::parse(text.lines(), |_| None) {
+        drop((told.config(Some("/p")), format!("{told:?}")));
+    }
+    let prefix = "flannel.alpha.coreos.com/";
+    let pair = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let given: BTreeMap<String, String> = text.lines().filter_map(pair).collect();
+    drop(annotations::wishes(prefix, &given));
+    if let Ok(Some(read)) = annotations::read(prefix, &given) {
+        let written = annotations::write(prefix, &read);
+        let again = annotations::read(prefix, &written).expect("what was written can be read").expect("served");
+        if !matches!(read.backend, Announced::Other { .. }) {
+            assert_eq!(annotations::write(prefix, &again), written);
+        }
+    }
+}
+
+/// Lines of a key and a value, one after the other and all at once, come to the same.
+fn layout(data: &[u8]) {
+    let event = |(n, line): (usize, &[u8])| {
+        let (key, value) = line.split_at(line.iter().position(|byte| *byte == b' ').unwrap_or(line.len()));
+        let revision = n as u64 + 1;
+        Pair {
+            key: String::from_utf8_lossy(key).into_owned(),
+            value: value.to_vec(),
+            created: revision,
+            revision,
+            lease: 0,
+        }
+    };
+    let pairs: Vec<Pair> = data.split(|byte| *byte == b'\n').enumerate().map(event).collect();
+    let (mut one, mut all) = (Layout::new("/x", true), Layout::new("/x", true));
+    for pair in &pairs {
+        one.apply([RawChange::Put(pair.clone())]);
+    }
+    all.apply(pairs.into_iter().rev().map(RawChange::Put));
+    let entries = |layout: &Layout| layout.entries().cloned().collect::<Vec<_>>();
+    assert_eq!((entries(&one), one.flaws()), (entries(&all), all.flaws()));
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::shell;
 
-const TARGETS: [&str; 3] = ["stdin", "prev_result", "stored"];
+const TARGETS: [&str; 4] = ["stdin", "prev_result", "stored", "flannel"];
 
 /// As cargo-fuzz builds, without a sanitizer.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -83,6 +83,9 @@ fn seeds(target: &str) -> Result<Vec<(String, Vec<u8>)>> {
             _ => {}
         }
     }
+    if target == "flannel" {
+        seeds = flannel_seeds()?;
+    }
     if target == "stored" {
         seeds.push(("name".to_owned(), b"net@10.1.0.0_24+10.1.0.9-10.1.0.20".to_vec()));
         // A state: its mark, the border of what was used, how many wait, and one of them.
@@ -90,6 +93,32 @@ fn seeds(target: &str) -> Result<Vec<(String, Vec<u8>)>> {
         seeds.push(("state".to_owned(), [b"LDB2", &numbers[..]].concat()));
     }
     ensure!(!seeds.is_empty(), "there are no fixtures to begin {target} with");
+    Ok(seeds)
+}
+
+/// What flannel wrote, as it is, and the leases also as lines of a layout.
+fn flannel_seeds() -> Result<Vec<(String, Vec<u8>)>> {
+    let mut seeds = Vec::new();
+    let mut layout = b"config {\"Network\":\"10.5.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}".to_vec();
+    for entry in fs::read_dir(shell::root().join("fixtures/flannel"))? {
+        let path = entry?.path();
+        let text = fs::read(&path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("lease") => {
+                let mut lines = text.splitn(2, |byte| *byte == b'\n');
+                let (key, value) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+                layout.extend([b"\n", key, b" ", value.trim_ascii_end()].concat());
+                seeds.extend([(format!("{name}-key"), key[b"subnets/".len()..].to_vec()), (name, value.to_vec())]);
+            }
+            Some("annotations" | "env" | "net-conf") => seeds.push((name, text)),
+            _ => {}
+        }
+    }
+    let flags =
+        b"--ip-masq\n-etcd-endpoints=https://a:1\n--etcd-cafile\n/ca\n-iface\neth0\n--v=4\n--kube-subnet-mgr=false"
+            .to_vec();
+    seeds.extend([("layout".to_owned(), layout), ("flags".to_owned(), flags)]);
     Ok(seeds)
 }
 

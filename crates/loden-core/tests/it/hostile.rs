@@ -24,6 +24,19 @@ fn fixtures(ending: &str) -> Vec<Value> {
     found
 }
 
+/// The JSON of what flannel wrote: configurations and the values of leases.
+fn flannels() -> Vec<Value> {
+    let paths =
+        fs::read_dir(picture::fixtures().join("flannel")).expect("fixtures").map(|entry| entry.expect("entry").path());
+    let texts = paths.filter(|path| path.extension().is_some_and(|e| e == "lease" || e == "net-conf")).map(|path| {
+        let text = fs::read_to_string(path).expect("read");
+        text.split_once('{').map(|(_, rest)| format!("{{{rest}")).expect("an object")
+    });
+    let found: Vec<Value> = texts.map(|text| serde_json::from_str(&text).expect("JSON")).collect();
+    assert!(found.len() > 15, "the fixtures are not where they are looked for");
+    found
+}
+
 /// What may stand in the place of something else.
 fn anything() -> impl Strategy<Value = Value> {
     let texts = [
@@ -113,6 +126,12 @@ proptest! {
     }
 
     #[test]
+    fn what_flannel_writes(bytes in spoilt(flannels())) {
+        fuzzed::flannel(&bytes);
+        fuzzed::flannel(&[b"config ", &bytes[..], b"\nsubnets/10.5.34.0-24 ", &bytes[..]].concat());
+    }
+
+    #[test]
     fn results_and_what_is_stored(bytes in spoilt(fixtures("golden"))) {
         fuzzed::prev_result(&bytes);
         fuzzed::stored(&bytes);
@@ -123,6 +142,7 @@ proptest! {
         fuzzed::stdin(&bytes);
         fuzzed::prev_result(&bytes);
         fuzzed::stored(&bytes);
+        fuzzed::flannel(&bytes);
     }
 
     #[test]

@@ -144,8 +144,10 @@ fn parse_pool(
     let block_len = block_len(fields, words, cidr)?;
     let mut bound = |key, usual: Prefix| -> Result<Prefix, ConfigError> {
         let meant = format!("the first address of a subnet of /{block_len} inside {cidr} was meant");
-        let addr = fields.parsed_as::<IpAddr>(key, &meant)?.filter(|addr| !addr.is_unspecified());
-        let Some(addr) = addr else { return Ok(usual) };
+        let Some(addr) = fields.parsed_as::<IpAddr>(key, &meant)? else { return Ok(usual) };
+        if addr.is_unspecified() && Family::of(addr) == family {
+            return Ok(usual);
+        }
         let block = Prefix::holding(addr, block_len);
         if !cidr.contains(addr) || block.network() != addr {
             return Err(fields.invalid(key, &addr, &meant));
