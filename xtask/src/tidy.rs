@@ -27,7 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const CORE_MAY_USE: &[&str] =
     &["foldhash", "indexmap", "ipnet", "regex-lite", "serde", "serde_json", "thiserror", "prefix-trie"];
 /// The plugin starts in a millisecond: none of these may come in by any way.
-const NEVER_IN_THE_PLUGIN: &[&str] = &["tokio", "rusqlite", "hyper", "axum", "tracing", "clap"];
+const NEVER_IN_THE_PLUGIN: &[&str] = &["tokio", "rusqlite", "etcd-client", "tonic", "hyper", "axum", "tracing", "clap"];
 const LICENCES: &[&str] = &[
     "MIT",
     "Apache-2.0",
