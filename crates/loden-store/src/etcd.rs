@@ -23,11 +23,11 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::{Expect, Listing, Store, StoreError, Watch, compare};
 use fault::{Fault, Sort};
-use layout::{Found, Layout, unsigned};
+use layout::{Layout, unsigned};
 use members::Members;
 use tenure::Tenure;
 use transaction::Outcome;
-use watcher::Subject;
+use watcher::{Event, Subject};
 
 /// How often a write is tried anew whose lease ran out meanwhile.
 const TRIES: usize = 3;
@@ -59,7 +59,8 @@ impl Etcd {
 
     /// The record that stands at a place.
     fn entry(&self, kv: Option<&KeyValue>) -> Result<Option<Entry>, StoreError> {
-        kv.map(|kv| self.layout.entry(kv)).transpose()
+        let entry = kv.map(|kv| self.layout.read(kv)).transpose();
+        entry.map_err(|(key, cause)| StoreError::Unreadable { key, cause })
     }
 
     /// Makes the store's identity, unless another does so first.
@@ -133,10 +134,13 @@ impl Store for Etcd {
                 range::all(&self.members, self.layout.root()).await.map_err(|fault| self.error(fault))?;
             let mut listing = Listing { revision: unsigned(revision), ..Listing::default() };
             for kv in &kvs {
+                if kv.key() == self.layout.id().as_bytes() {
+                    listing.id = String::from_utf8_lossy(kv.value()).into_owned();
+                    continue;
+                }
                 match self.layout.read(kv) {
-                    Found::Entry(entry) => listing.entries.push(entry),
-                    Found::Id(id) => listing.id = id,
-                    Found::Flaw { place, cause } => drop(listing.flaws.insert(place, cause)),
+                    Ok(entry) => listing.entries.push(entry),
+                    Err((place, cause)) => drop(listing.flaws.insert(place, cause)),
                 }
             }
             if !listing.id.is_empty() {
@@ -174,7 +178,10 @@ impl Store for Etcd {
                 }
                 Ok(Entry { record, created, revision })
             }
-            Outcome::Unchanged(found) => self.layout.entry(&found),
+            Outcome::Unchanged(found) => {
+                let (created, revision) = (unsigned(found.create_revision()), unsigned(found.mod_revision()));
+                Ok(Entry { record, created, revision })
+            }
             Outcome::Unexpected(found) => {
                 if tenure.is_new {
                     tenure::give_back(&self.members, tenure.lease).await;
@@ -217,7 +224,7 @@ impl Store for Etcd {
         let subject = Subject {
             root: layout.root().to_owned(),
             id: layout.id(),
-            read: move |kv: &KeyValue, is_put| layout.change(kv, is_put).into_iter().collect(),
+            read: move |events: &[Event<'_>]| events.iter().map(|event| layout.change(event)).collect(),
         };
         watcher::watch(self.members.clone(), subject, after).await
     }

@@ -42,6 +42,12 @@ pub struct EtcdAddress {
     pub user: Option<String>,
     /// `password_file=FILE`: what the file holds, without the line's end, is the user's password.
     pub password_file: Option<String>,
+    /// `renew_margin=MINUTES`, of `flannel:` alone: how long before the end of its term a block is renewed, 1 to 1439; default 60
+    /// (flanneld's `--subnet-lease-renew-margin`).
+    pub renew_margin_min: u16,
+    /// `ip_masq=true`, of `flannel:` alone: packets from its pools to the outside take the host's address (flanneld's `--ip-masq`:
+    /// net-conf.json does not say it).
+    pub ip_masq: bool,
 }
 
 /// How Kubernetes is reached, and which of its objects are used.
@@ -66,6 +72,7 @@ pub struct StoreAddressError {
     cause: String,
 }
 
+const RENEW_MARGIN_MIN: u16 = 60;
 const FLANNEL_ANNOTATIONS: &str = "flannel.alpha.coreos.com/";
 
 impl FromStr for StoreAddress {
@@ -90,7 +97,22 @@ fn parse(given: &str) -> Result<StoreAddress, String> {
     let address = match kind {
         "memory" if place.is_empty() => StoreAddress::Memory,
         "etcd" => StoreAddress::Etcd(etcd(place, &mut options, "/loden")?),
-        "flannel" => StoreAddress::Flannel(etcd(place, &mut options, "/coreos.com/network")?),
+        "flannel" => {
+            let (margin, ip_masq) = (options.take("renew_margin"), options.take("ip_masq"));
+            let mut address = etcd(place, &mut options, "/coreos.com/network")?;
+            if let Some(margin) = margin {
+                address.renew_margin_min =
+                    margin.parse().ok().filter(|minutes| (1..1440).contains(minutes)).ok_or_else(|| {
+                        format!("`renew_margin` is {margin:?}: minutes were meant, 1 to 1439 (a term is of 24 hours)")
+                    })?;
+            }
+            address.ip_masq = match ip_masq.as_deref() {
+                None | Some("false") => false,
+                Some("true") => true,
+                Some(other) => return Err(format!("`ip_masq` is {other:?}: true or false was meant")),
+            };
+            StoreAddress::Flannel(address)
+        }
         "kubernetes" if place.is_empty() => StoreAddress::Kubernetes(KubernetesAddress {
             kubeconfig: options.take("kubeconfig"),
             server: options.take("server"),
@@ -130,6 +152,8 @@ fn etcd(place: &str, options: &mut Options, prefix: &str) -> Result<EtcdAddress,
         key: options.take("key"),
         user: options.take("user"),
         password_file: options.take("password_file"),
+        renew_margin_min: RENEW_MARGIN_MIN,
+        ip_masq: false,
     };
     if address.cert.is_some() != address.key.is_some() {
         return Err("`cert` and `key` go together: the certificate and its private key".to_owned());
@@ -218,6 +242,10 @@ impl fmt::Display for StoreAddress {
         };
         f.write_str(&head)?;
         let given = options.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?)));
+        let given = given.chain(match self {
+            Self::Flannel(flannel) => flannel.terms(),
+            _ => Vec::new(),
+        });
         for (n, option) in given.enumerate() {
             write!(f, "{}{option}", if n == 0 { '?' } else { '&' })?;
         }
@@ -235,6 +263,13 @@ impl EtcdAddress {
             ("user", self.user.as_deref()),
             ("password_file", self.password_file.as_deref()),
         ]
+    }
+
+    /// What is said of flannel's network, where it is not the usual.
+    fn terms(&self) -> Vec<String> {
+        let margin =
+            (self.renew_margin_min != RENEW_MARGIN_MIN).then(|| format!("renew_margin={}", self.renew_margin_min));
+        margin.into_iter().chain(self.ip_masq.then(|| "ip_masq=true".to_owned())).collect()
     }
 }
 
@@ -264,6 +299,7 @@ mod tests {
             "sqlite:/var/lib/loden/loden.db",
             "etcd:http://10.0.0.1:2379?prefix=/loden",
             "flannel:https://a:1,https://[fd00::1]:2?prefix=/coreos.com/network&ca=/ca.pem&cert=/c.pem&key=/k.pem&user=u&password_file=/p",
+            "flannel:http://a:1?prefix=/x&renew_margin=90&ip_masq=true",
             "kubernetes:?kubeconfig=/etc/k&server=https://10.0.0.1:6443&annotations=flannel.example.com/x-&net_conf=/etc/kube-flannel/net-conf.json",
         ] {
             let parsed: StoreAddress = given.parse().expect(given);
@@ -301,6 +337,9 @@ mod tests {
             ("etcd:http://a:1?prefix=x", "begins with a slash"),
             ("etcd:http://a:1?prefix=/x&prefix=/y", "twice"),
             ("kubernetes:?annotations=a/b/c", "a domain was meant"),
+            ("flannel:http://a:1?renew_margin=1440", "1 to 1439"),
+            ("flannel:http://a:1?ip_masq=yes", "true or false"),
+            ("etcd:http://a:1?ip_masq=true", "unknown `ip_masq`"),
             ("memory:?x=1", "nothing is known here"),
         ] {
             assert!(refusal(given).contains(says), "{given}: {}", refusal(given));

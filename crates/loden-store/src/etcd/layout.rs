@@ -6,7 +6,8 @@
 use etcd_client::KeyValue;
 use loden_core::model::{Entry, Key, Record};
 
-use crate::{Change, StoreError};
+use super::watcher::Event;
+use crate::Change;
 
 /// The name of the store's identity below the prefix.
 const ID: &str = "id";
@@ -16,22 +17,6 @@ const ID: &str = "id";
 pub struct Layout {
     /// With a slash at its end.
     root: String,
-}
-
-/// A key and its value, as records.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Found {
-    /// The store's identity.
-    Id(String),
-    /// A record.
-    Entry(Entry),
-    /// No record.
-    Flaw {
-        /// The record's name as it reads, or what stands behind the prefix.
-        place: String,
-        /// Why not.
-        cause: String,
-    },
 }
 
 impl Layout {
@@ -74,55 +59,35 @@ impl Layout {
         }
     }
 
-    /// What stands there.
-    pub fn read(&self, kv: &KeyValue) -> Found {
-        if kv.key() == self.id().as_bytes() {
-            return Found::Id(String::from_utf8_lossy(kv.value()).into_owned());
-        }
-        let key = match self.key(kv.key()) {
-            Ok(key) => key,
-            Err(place) => return Found::Flaw { place, cause: "its name is that of no record".to_owned() },
-        };
-        let place = key.to_string();
+    /// The record that stands there.
+    ///
+    /// # Errors
+    /// What is no record: its name as it reads (or what stands behind the prefix), and why.
+    pub fn read(&self, kv: &KeyValue) -> Result<Entry, (String, String)> {
+        let key = self.key(kv.key()).map_err(|place| (place, "its name is that of no record".to_owned()))?;
         match serde_json::from_slice::<Record>(kv.value()) {
             Ok(record) if record.key() == key => {
                 let (created, revision) = (unsigned(kv.create_revision()), unsigned(kv.mod_revision()));
-                Found::Entry(Entry { record, created, revision })
+                Ok(Entry { record, created, revision })
             }
-            Ok(record) => Found::Flaw { place, cause: format!("its value is the record {}", record.key()) },
-            Err(error) => Found::Flaw { place, cause: error.to_string() },
+            Ok(record) => Err((key.to_string(), format!("its value is the record {}", record.key()))),
+            Err(error) => Err((key.to_string(), error.to_string())),
         }
     }
 
-    /// The record that stands there, where one is asked for by name.
-    ///
-    /// # Errors
-    /// [`StoreError::Unreadable`] when it is none.
-    pub fn entry(&self, kv: &KeyValue) -> Result<Entry, StoreError> {
-        match self.read(kv) {
-            Found::Entry(entry) => Ok(entry),
-            Found::Flaw { place, cause } => Err(StoreError::Unreadable { key: place, cause }),
-            Found::Id(_) => Err(StoreError::Unreadable { key: ID.to_owned(), cause: "it is no record".to_owned() }),
-        }
-    }
-
-    /// What an event says: `None` for the identity.
-    pub fn change(&self, kv: &KeyValue, is_put: bool) -> Option<Change> {
-        let revision = unsigned(kv.mod_revision());
-        if is_put {
-            return match self.read(kv) {
-                Found::Entry(entry) => Some(Change::Put(entry)),
-                Found::Flaw { place, cause } => Some(Change::Flaw { place, cause: Some(cause), revision }),
-                Found::Id(_) => None,
+    /// What an event says.
+    pub fn change(&self, event: &Event<'_>) -> Change {
+        let revision = unsigned(event.kv.mod_revision());
+        if event.is_put {
+            return match self.read(event.kv) {
+                Ok(entry) => Change::Put(entry),
+                Err((place, cause)) => Change::Flaw { place, cause: Some(cause), revision },
             };
         }
-        if kv.key() == self.id().as_bytes() {
-            return None;
-        }
-        Some(match self.key(kv.key()) {
+        match self.key(event.kv.key()) {
             Ok(key) => Change::Delete { key, revision },
             Err(place) => Change::Flaw { place, cause: None, revision },
-        })
+        }
     }
 }
 

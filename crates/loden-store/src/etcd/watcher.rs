@@ -25,14 +25,22 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The largest answer: many changes in one revision, or many revisions that were missed.
 const MOST_BYTES: usize = 64 << 20;
 
-/// What is watched: the range, the store's identity, and how an event (a put or not) reads.
+/// What is watched: the range, the store's identity, and what events come to.
 pub struct Subject<F> {
     /// What all the keys begin with.
     pub root: String,
     /// The key with the store's identity.
     pub id: String,
-    /// What an event says.
+    /// What events say: all of one revision, or of several.
     pub read: F,
+}
+
+/// An event.
+pub struct Event<'a> {
+    /// The key with its value; of a removal the key alone, with the revision that removed it.
+    pub kv: &'a KeyValue,
+    /// Whether it was written, not removed.
+    pub is_put: bool,
 }
 
 /// Watches what was written behind a revision.
@@ -41,7 +49,7 @@ pub struct Subject<F> {
 /// [`StoreError`]: no member answers; or the store is behind that revision, as one that was restored from a copy is.
 pub async fn watch<F>(members: Arc<Members>, subject: Subject<F>, after: u64) -> Result<Watch, StoreError>
 where
-    F: FnMut(&KeyValue, bool) -> Vec<Change> + Send + 'static,
+    F: FnMut(&[Event<'_>]) -> Vec<Change> + Send + 'static,
 {
     let (changes, watch) = Watch::new(members.place());
     let mut watcher = Watcher { members, subject, identity: None, seen: signed(after) };
@@ -71,7 +79,7 @@ struct Watcher<F> {
     seen: i64,
 }
 
-impl<F: FnMut(&KeyValue, bool) -> Vec<Change>> Watcher<F> {
+impl<F: FnMut(&[Event<'_>]) -> Vec<Change>> Watcher<F> {
     /// Hands on what comes until the receiver is gone.
     async fn run(&mut self, mut stream: Stream, changes: &Sender) -> Result<(), StoreError> {
         loop {
@@ -148,21 +156,24 @@ impl<F: FnMut(&KeyValue, bool) -> Vec<Change>> Watcher<F> {
             return if fault.is_of_member() { Ok(false) } else { Err(fault.into_error(self.members.place())) };
         }
         let seen = self.seen;
+        let mut events = Vec::new();
         for event in response.events() {
             let Some(kv) = event.kv().filter(|kv| kv.mod_revision() > seen) else { continue };
             let is_put = event.event_type() == EventType::Put;
+            self.seen = self.seen.max(kv.mod_revision());
             if kv.key() == self.subject.id.as_bytes() {
                 let is_known = self.identity.as_deref().is_none_or(|known| known == kv.value());
                 if !is_put || !is_known {
                     return Err(self.replaced());
                 }
                 self.identity = Some(kv.value().to_vec());
+            } else {
+                events.push(Event { kv, is_put });
             }
-            for change in (self.subject.read)(kv, is_put) {
-                // A receiver that is gone is noticed elsewhere.
-                let _ = changes.send(Ok(change));
-            }
-            self.seen = self.seen.max(kv.mod_revision());
+        }
+        for change in (self.subject.read)(&events) {
+            // A receiver that is gone is noticed elsewhere.
+            let _ = changes.send(Ok(change));
         }
         // A sign of life that was asked for has no watch of its own, and may come before what happened earlier (etcd's issue 15220):
         // only one that comes by itself says how far the watch is.
