@@ -4,13 +4,13 @@
 //! revision: with another time to live than before, or with none. One prefix holds one cluster's records; what other prefixes are
 //! written raises the revision, and nothing else.
 
-mod fault;
-mod layout;
-mod members;
-mod range;
-mod tenure;
+pub(crate) mod fault;
+pub(crate) mod layout;
+pub(crate) mod members;
+pub(crate) mod range;
+pub(crate) mod tenure;
 mod transaction;
-mod watcher;
+pub(crate) mod watcher;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,8 +45,12 @@ impl Etcd {
     /// # Errors
     /// [`StoreError::Unavailable`] when a file that the address names cannot be read.
     pub fn new(address: &EtcdAddress) -> Result<Self, StoreError> {
-        let members = Arc::new(Members::new("etcd", address)?);
-        Ok(Self { members, layout: Layout::new(&address.prefix) })
+        Ok(Self::under(Arc::new(Members::new("etcd", address)?), &address.prefix))
+    }
+
+    /// loden's records under a prefix.
+    pub(crate) fn under(members: Arc<Members>, prefix: &str) -> Self {
+        Self { members, layout: Layout::new(prefix) }
     }
 
     fn error(&self, fault: Fault) -> StoreError {
@@ -64,7 +68,7 @@ impl Etcd {
     }
 
     /// Makes the store's identity, unless another does so first.
-    async fn make_identity(&self) -> Result<(), StoreError> {
+    pub(crate) async fn make_identity(&self) -> Result<(), StoreError> {
         let mut bytes = [0; 16];
         getrandom(&mut bytes, GetRandomFlags::empty()).map_err(|error| StoreError::Unavailable {
             place: "the system's random numbers".to_owned(),

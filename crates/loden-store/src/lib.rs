@@ -7,6 +7,8 @@ pub mod conformance;
 pub mod error;
 #[cfg(feature = "etcd")]
 pub mod etcd;
+#[cfg(feature = "etcd")]
+pub mod flannel;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod memory;
@@ -174,8 +176,10 @@ pub async fn open(address: &str) -> Result<Arc<dyn Store>, StoreError> {
         StoreAddress::Sqlite { path } => Ok(Arc::new(sqlite::Sqlite::open(Path::new(path)).await?)),
         #[cfg(feature = "etcd")]
         StoreAddress::Etcd(etcd) => Ok(Arc::new(etcd::Etcd::new(etcd)?)),
+        #[cfg(feature = "etcd")]
+        StoreAddress::Flannel(etcd) => Ok(Arc::new(flannel::Flannel::new(etcd)?)),
         #[cfg(not(feature = "etcd"))]
-        StoreAddress::Etcd(_) => Err(StoreError::Unavailable {
+        StoreAddress::Etcd(_) | StoreAddress::Flannel(_) => Err(StoreError::Unavailable {
             place: address.to_string(),
             cause: "this build has no etcd (`cargo build --features etcd`)".to_owned(),
         }),
@@ -185,10 +189,6 @@ pub async fn open(address: &str) -> Result<Arc<dyn Store>, StoreError> {
         StoreAddress::Kubernetes(_) => Err(StoreError::Unavailable {
             place: address.to_string(),
             cause: "this build has no Kubernetes (`cargo build --features kubernetes`)".to_owned(),
-        }),
-        StoreAddress::Flannel(_) => Err(StoreError::Unavailable {
-            place: address.to_string(),
-            cause: "this store is not built in yet".to_owned(),
         }),
     }
 }

@@ -34,7 +34,7 @@ pub enum Sort {
     NoPermission,
     /// etcd has no room.
     Full,
-    /// The revision is no longer kept.
+    /// The revision is no longer kept, or is not there yet.
     Compacted,
     /// The lease has run out.
     NoLease,
@@ -130,7 +130,7 @@ fn sort(code: Code, words: &str) -> Sort {
         Sort::NoPermission
     } else if says(&["database space exceeded", "no space left on device"]) {
         Sort::Full
-    } else if says(&["has been compacted"]) {
+    } else if says(&["has been compacted", "is a future revision"]) {
         Sort::Compacted
     } else if says(&["requested lease not found"]) {
         Sort::NoLease
@@ -179,6 +179,7 @@ mod tests {
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", Sort::Full),
             (Code::ResourceExhausted, "etcdserver: too many requests", Sort::Away),
             (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", Sort::Compacted),
+            (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision", Sort::Compacted),
             (Code::NotFound, "etcdserver: requested lease not found", Sort::NoLease),
             (Code::InvalidArgument, "etcdserver: request is too large", Sort::Refused),
         ] {

@@ -18,22 +18,22 @@ pub async fn one(members: &Members, place: &str) -> Result<Option<KeyValue>, Fau
     Ok(answer.value.kvs().first().cloned())
 }
 
-/// All that begins with `root` (whose last byte is a slash), and the revision that it was read at.
+/// All that begins with `root` (whose last byte is a slash) now, and the revision that it was read at.
 pub async fn all(members: &Members, root: &str) -> Result<(Vec<KeyValue>, i64), Fault> {
     let mut tries = 0;
     loop {
         tries += 1;
-        match pages(members, root).await {
+        match all_at(members, root, 0).await {
             Err(Fault { sort: Sort::Compacted, .. }) if tries < TRIES => {}
             result => return result,
         }
     }
 }
 
-async fn pages(members: &Members, root: &str) -> Result<(Vec<KeyValue>, i64), Fault> {
+/// The same as it was at a revision (0: now).
+pub async fn all_at(members: &Members, root: &str, mut revision: i64) -> Result<(Vec<KeyValue>, i64), Fault> {
     let end = [root.trim_end_matches('/').as_bytes(), b"0"].concat();
     let mut kvs: Vec<KeyValue> = Vec::new();
-    let mut revision = 0;
     loop {
         let from = kvs.last().map_or_else(|| root.as_bytes().to_vec(), |kv| [kv.key(), b"\0"].concat());
         let mut answer = members.call(|client| page(client, from.clone(), end.clone(), revision)).await?.value;

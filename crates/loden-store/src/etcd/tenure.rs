@@ -49,7 +49,7 @@ fn seconds(ttl: Duration) -> i64 {
 }
 
 /// A new lease, and the seconds that etcd granted.
-async fn grant(members: &Members, ttl: Duration) -> Result<(i64, i64), Fault> {
+pub async fn grant(members: &Members, ttl: Duration) -> Result<(i64, i64), Fault> {
     let ttl = seconds(ttl);
     let granted = members.call(|client| async move { Ok(client.lease_client().grant(ttl, None).await?) }).await?;
     Ok((granted.value.id(), granted.value.ttl()))

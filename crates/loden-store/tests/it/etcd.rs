@@ -3,7 +3,7 @@
 mod faults;
 mod outages;
 mod pki;
-mod server;
+pub mod server;
 mod writers;
 
 use std::sync::Arc;

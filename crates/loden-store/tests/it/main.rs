@@ -4,6 +4,8 @@
 #[cfg(feature = "etcd")]
 mod etcd;
 mod faults;
+#[cfg(feature = "etcd")]
+mod flannel;
 
 use std::sync::Arc;
 use std::time::Duration;
