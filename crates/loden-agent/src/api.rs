@@ -13,6 +13,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use loden_core::api::BlockWish;
 use loden_core::dhcp::LeaseRequest;
 use loden_core::model::AttachmentKey;
 use tokio::net::{TcpListener, UnixListener};
@@ -59,6 +60,7 @@ impl Api {
             .route("/v1/plan", get(plan))
             .route("/v1/events", get(events))
             .route("/v1/ipam", get(ipam))
+            .route("/v1/ipam/wish", post(wish))
             .route("/v1/dhcp/lease", post(lease))
             .route("/v1/dhcp/release", post(release))
             .with_state(self.clone())
@@ -119,6 +121,7 @@ enum Failure {
     Busy,
     Kernel(String),
     NoLease(String),
+    NoBlock(String),
 }
 
 impl IntoResponse for Failure {
@@ -126,7 +129,7 @@ impl IntoResponse for Failure {
         let text = match self {
             Self::Stopping => "the agent is stopping".to_owned(),
             Self::Busy => format!("the kernel's side has not answered in {} s", ANSWER_PATIENCE.as_secs()),
-            Self::Kernel(cause) | Self::NoLease(cause) => cause,
+            Self::Kernel(cause) | Self::NoLease(cause) | Self::NoBlock(cause) => cause,
         };
         (StatusCode::SERVICE_UNAVAILABLE, text + "\n").into_response()
     }
@@ -142,6 +145,13 @@ async fn plan(State(api): State<Api>) -> Result<Response, Failure> {
 
 async fn ipam(State(api): State<Api>) -> Result<Response, Failure> {
     ask(&api, Question::Ipam).await.map(|ipam| Json(ipam).into_response())
+}
+
+async fn wish(State(api): State<Api>, Json(wish): Json<BlockWish>) -> Result<Response, Failure> {
+    ask(&api, |answer| Question::Wish(wish, answer))
+        .await?
+        .map(|()| "noted\n".into_response())
+        .map_err(Failure::NoBlock)
 }
 
 async fn lease(State(api): State<Api>, Json(request): Json<LeaseRequest>) -> Result<Response, Failure> {

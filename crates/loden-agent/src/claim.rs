@@ -1,24 +1,14 @@
-//! Claiming blocks: which pool needs one here, and the race for it by compare-and-swap.
+//! Claiming blocks: the race for one by compare-and-swap.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use loden_core::ipam::choose_block;
-use loden_core::model::{Block, Key, NodeName, NodeUid, Pool, PoolName, Prefix, Record};
+use loden_core::ipam::{choose_block, preferred};
+use loden_core::model::{Block, Entry, Key, NodeName, NodeUid, Pool, Prefix, Record};
 use loden_store::{Expect, Store, StoreError};
 
 /// How many times a lost race is run again. Each loser saw the winner's block, so a second loss is rare.
 const TRIES: u32 = 100;
-
-/// How full this node's blocks are, pool by pool: (addresses in use, addresses there).
-pub type Usage = BTreeMap<PoolName, (u64, u64)>;
-
-/// Whether the node should have one block more of the pool: it has none, or less than a quarter of its addresses is free.
-#[must_use]
-pub fn needs_block(pool: &Pool, labels: &BTreeMap<String, String>, own_blocks: usize, usage: &Usage) -> bool {
-    let selected = pool.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-    let crowded = usage.get(&pool.name).is_some_and(|(used, capacity)| used * 4 > capacity * 3);
-    selected && (own_blocks == 0 || crowded)
-}
 
 /// Why a pool gave no block.
 #[derive(Debug, thiserror::Error)]
@@ -41,31 +31,42 @@ pub enum ClaimError {
     Contended,
 }
 
-/// Claims one block of the pool.
+/// Who claims, and how.
+#[derive(Debug, Clone)]
+pub struct Claimant {
+    /// The node.
+    pub node: NodeName,
+    /// Its identity.
+    pub uid: NodeUid,
+    /// For how long a block is lent, where it is.
+    pub ttl: Option<Duration>,
+}
+
+/// Claims one block of the pool: of the `former` the first that can be had, else any.
 ///
 /// # Errors
 /// [`ClaimError`] says why there is none.
 pub async fn claim_block(
     store: &dyn Store,
     pool: &Pool,
-    node: &NodeName,
-    uid: &NodeUid,
+    claimant: &Claimant,
+    former: &[Prefix],
     mut taken: BTreeMap<Prefix, NodeName>,
-) -> Result<Block, ClaimError> {
-    let seed = seed(node, uid);
+) -> Result<Entry, ClaimError> {
+    let seed = seed(&claimant.node, &claimant.uid);
     for _ in 0..TRIES {
-        let Some(cidr) = choose_block(pool, &taken, seed) else {
+        let first = preferred(pool, former, &taken).first().copied();
+        let Some(cidr) = first.or_else(|| choose_block(pool, &taken, seed)) else {
             let inside = taken.keys().filter(|block| pool.cidr.covers(**block)).count();
             return Err(ClaimError::Exhausted { taken: inside, block_len: pool.block_len, cidr: pool.cidr });
         };
-        let block = Block { cidr, pool: pool.name.clone(), owner: node.clone(), owner_uid: uid.clone() };
-        match store.put(Record::Block(block.clone()), Expect::Absent, None).await {
-            Ok(_) => return Ok(block),
+        match claim_this(store, pool, claimant, cidr).await {
+            Ok(entry) => return Ok(entry),
             Err(StoreError::Conflict { found, .. }) => {
                 let owner = match found.map(|entry| entry.record) {
                     Some(Record::Block(block)) => block.owner,
                     // Gone again already: it is passed by all the same.
-                    _ => node.clone(),
+                    _ => claimant.node.clone(),
                 };
                 taken.insert(cidr, owner);
             }
@@ -75,14 +76,34 @@ pub async fn claim_block(
     Err(ClaimError::Contended)
 }
 
+/// Claims this block and no other.
+///
+/// # Errors
+/// [`StoreError`], a lost race too.
+pub async fn claim_this(
+    store: &dyn Store,
+    pool: &Pool,
+    claimant: &Claimant,
+    cidr: Prefix,
+) -> Result<Entry, StoreError> {
+    let (owner, owner_uid) = (claimant.node.clone(), claimant.uid.clone());
+    let block = Block { cidr, pool: pool.name.clone(), owner, owner_uid };
+    store.put(Record::Block(block), Expect::Absent, claimant.ttl).await
+}
+
 /// Takes over a block of a former host of this name (its lease has run out, and this host now holds the name).
 ///
 /// # Errors
 /// [`StoreError`], a lost race too.
-pub async fn take_over(store: &dyn Store, block: &Block, revision: u64, uid: &NodeUid) -> Result<(), StoreError> {
-    let block = Block { owner_uid: uid.clone(), ..block.clone() };
+pub async fn take_over(
+    store: &dyn Store,
+    block: &Block,
+    revision: u64,
+    claimant: &Claimant,
+) -> Result<Entry, StoreError> {
+    let block = Block { owner_uid: claimant.uid.clone(), ..block.clone() };
     debug_assert_eq!(Record::Block(block.clone()).key(), Key::Block(block.cidr));
-    store.put(Record::Block(block), Expect::Revision(revision), None).await.map(drop)
+    store.put(Record::Block(block), Expect::Revision(revision), claimant.ttl).await
 }
 
 /// Nodes begin to look at different places, so that they seldom race. FNV-1a: any stable hash would do.

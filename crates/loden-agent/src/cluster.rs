@@ -1,29 +1,36 @@
 //! The datastore's side of the agent: follows the records, holds the lease, claims blocks, publishes this node.
 //!
 //! It never touches the kernel and the kernel's thread never waits for it: records go there by message, facts come back by a
-//! watch. When the store is away everything stays as it is, and it is tried again with growing pauses.
+//! watch. When the store is away everything stays as it is, and it is tried again with growing pauses; an agent that starts
+//! meanwhile runs on the view on disk.
 
-use std::collections::BTreeMap;
+mod blocks;
+mod disk;
+mod lease;
+mod publish;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use loden_core::model::{Block, Entry, Key, Lease, Node, NodeName, NodeUid, PerFamily, Pool, PoolName, Prefix, Record};
+use loden_core::api::ViewOrigin;
+use loden_core::model::{Block, Entry, Key, Node, NodeName, NodeUid, PerFamily, Pool, PoolName, Prefix, Record};
 use loden_core::view::Problem;
-use loden_linux::run_dir;
-use loden_store::{Change, Expect, Store, StoreError, Watch};
+use loden_linux::run_dir::{self, RunDir};
+use loden_store::{Change, Readiness, Store, StoreError, Watch};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::claim::{self, ClaimError, Usage};
+use crate::journal::{Journal, Remembered};
 use crate::reconcile::Facts;
 
-/// How long the agent's sign of life holds, and how often it is renewed.
-const LEASE_TTL: Duration = Duration::from_secs(30);
-const LEASE_RENEWAL: Duration = Duration::from_secs(10);
 /// Pauses between tries while the store is away.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MOST: Duration = Duration::from_secs(10);
+/// How long a store that says nothing is waited for before the view on disk is taken.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
 /// Who this node is.
 #[derive(Debug, Clone)]
@@ -36,8 +43,17 @@ pub struct Identity {
     pub instance: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Where the identity of the datastore is kept, so that another one is not taken for it.
-    pub store_id_file: PathBuf,
+    /// Where the identity of the datastore and what it said last are kept.
+    pub state_dir: PathBuf,
+    /// Where attachments are, and what the plugin was told.
+    pub run_dir: RunDir,
+}
+
+impl Identity {
+    /// Keeps another datastore from being taken for the one that was followed before.
+    fn store_id_file(&self) -> PathBuf {
+        self.state_dir.join("store-id")
+    }
 }
 
 /// What the kernel's side knows that the store's side publishes or needs.
@@ -47,8 +63,27 @@ pub struct Outward {
     pub facts: Facts,
     /// Where peers reach it; `None` while there is no external interface.
     pub underlay: Option<PerFamily<std::net::IpAddr>>,
-    /// How full its blocks are.
-    pub usage: Usage,
+    /// Addresses that pods have of this node's blocks, pool by pool.
+    pub used: BTreeMap<PoolName, u64>,
+    /// Pods that wait for an address, pool by pool.
+    pub waiting: BTreeMap<PoolName, Waiting>,
+    /// Blocks that some pod here has an address of, whoever owns them.
+    pub in_use: BTreeSet<Prefix>,
+    /// Blocks of this node's that the plugin has been told to take nothing of any more: they are to be given back.
+    pub retired: BTreeSet<Prefix>,
+    /// Blocks of this node's that are not in force.
+    pub refused: BTreeSet<Prefix>,
+    /// How the node is; `None` before anything is known.
+    pub readiness: Option<Readiness>,
+}
+
+/// Pods that wait for a block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Counts up when a further block is there for them: who still has no address then waits anew.
+    pub batch: u64,
+    /// How many.
+    pub count: u64,
 }
 
 /// How the store's side is.
@@ -62,8 +97,12 @@ pub struct ClusterHealth {
     pub error: Option<String>,
     /// Whether this agent holds the node's lease.
     pub leased: bool,
+    /// Where the view that was given to the kernel's side is from.
+    pub view: Option<ViewOrigin>,
     /// What else is wrong: exhausted pools, a namesake.
     pub problems: Vec<Problem>,
+    /// Blocks that pods here have addresses of and that another node owns.
+    pub strangers: Vec<Problem>,
 }
 
 /// What goes to the kernel's thread.
@@ -71,17 +110,35 @@ pub struct ClusterHealth {
 pub enum News {
     /// Everything that there is.
     Listing(Vec<Entry>),
+    /// Everything that there was when the store was last heard.
+    Remembered(Vec<Entry>),
     /// One change.
     Change(Box<Change>),
+    /// Until when this node's blocks are lent to it, in milliseconds since boot; one that is not named is not known to be ours any
+    /// more. `None`: the store lends nothing.
+    Terms(Option<BTreeMap<Prefix, u64>>),
+    /// Something that happened: its object and a text.
+    Event(String, String),
 }
+
+/// What is on its way to being a store.
+pub type Opening = Pin<Box<dyn Future<Output = Result<Arc<dyn Store>, StoreError>> + Send>>;
+/// Opens the store; called until it succeeds.
+pub type Opener = Box<dyn Fn() -> Opening + Send + Sync>;
 
 /// The store's side.
 pub struct Cluster {
-    store: Arc<dyn Store>,
+    open: Opener,
+    store: Option<Arc<dyn Store>>,
     identity: Identity,
     outward: watch::Receiver<Outward>,
     health: watch::Sender<ClusterHealth>,
     deliver: Box<dyn Fn(News) + Send>,
+    journal: Journal,
+    /// The view on disk as this agent found it, until the store has been listed.
+    remembered: Option<Remembered>,
+    /// When the view on disk is written anew, if it cannot be now.
+    journal_retry: Option<Instant>,
     /// What of the records matters here.
     pools: BTreeMap<PoolName, Pool>,
     own_blocks: BTreeMap<Prefix, (Block, u64)>,
@@ -90,34 +147,43 @@ pub struct Cluster {
     flaws: BTreeMap<String, String>,
     own_node: Option<(Node, u64)>,
     lease: Option<u64>,
+    blocks: blocks::Memory,
+    announced: publish::Announced,
 }
 
 impl Cluster {
     /// A store's side that has not begun.
     pub fn new(
-        store: Arc<dyn Store>,
+        open: Opener,
         identity: Identity,
         outward: watch::Receiver<Outward>,
         health: watch::Sender<ClusterHealth>,
         deliver: Box<dyn Fn(News) + Send>,
     ) -> Self {
         Self {
-            store,
+            open,
+            store: None,
+            journal: Journal::new(&identity.state_dir),
             identity,
             outward,
             health,
             deliver,
+            remembered: None,
+            journal_retry: None,
             pools: BTreeMap::new(),
             own_blocks: BTreeMap::new(),
             taken: BTreeMap::new(),
             flaws: BTreeMap::new(),
             own_node: None,
             lease: None,
+            blocks: blocks::Memory::default(),
+            announced: publish::Announced::default(),
         }
     }
 
     /// Follows the store until the task is dropped.
     pub async fn run(mut self) {
+        self.remember();
         let mut pause = PAUSE_FIRST;
         loop {
             let began = Instant::now();
@@ -131,6 +197,7 @@ impl Cluster {
                 health.up = false;
                 health.error = Some(error.to_string());
             });
+            self.run_on_disk();
             pause = if began.elapsed() > PAUSE_MOST { PAUSE_FIRST } else { (pause * 2).min(PAUSE_MOST) };
             tokio::time::sleep(pause).await;
         }
@@ -139,7 +206,7 @@ impl Cluster {
     /// One listing and the watch behind it, until something fails.
     async fn session(&mut self) -> StoreError {
         match self.begin().await {
-            Ok(watch) => match self.follow(watch).await {
+            Ok((store, watch)) => match self.follow(&*store, watch).await {
                 Ok(never) => match never {},
                 Err(error) => error,
             },
@@ -147,37 +214,68 @@ impl Cluster {
         }
     }
 
-    async fn begin(&mut self) -> Result<Watch, StoreError> {
-        let listing = self.store.list().await?;
+    async fn begin(&mut self) -> Result<(Arc<dyn Store>, Watch), StoreError> {
+        let store = match &self.store {
+            Some(store) => Arc::clone(store),
+            None => {
+                let opening = (self.open)();
+                let store = self.patiently(opening).await?;
+                self.store = Some(Arc::clone(&store));
+                store
+            }
+        };
+        let listing = store.list();
+        let mut listing = self.patiently(listing).await?;
         self.know_store(&listing.id)?;
-        let watch = self.store.watch(listing.revision).await?;
+        let watch = store.watch(listing.revision).await?;
+        let former = std::mem::take(&mut self.own_blocks).into_keys();
+        self.blocks.former.extend(former);
         self.pools.clear();
-        self.own_blocks.clear();
         self.taken.clear();
         self.own_node = None;
         self.lease = None;
         for entry in &listing.entries {
             self.note(entry);
         }
-        for place in std::mem::replace(&mut self.flaws, listing.flaws).keys() {
+        for place in std::mem::replace(&mut self.flaws, listing.flaws.clone()).keys() {
             self.set_problem(place, None);
         }
         for (place, cause) in &self.flaws {
             self.set_problem(place, Some(flaw(cause)));
         }
+        // What pods here live on is claimed anew before the kernel hears that it is nobody's.
+        let regained = self.regain(&*store).await?;
+        listing.entries.extend(regained);
+        self.write_journal(&listing, store.term().is_some());
+        self.remembered = None;
         self.health.send_modify(|health| {
             health.up = true;
             health.error = None;
             health.revision = listing.revision;
+            health.view = Some(ViewOrigin::Store);
         });
+        self.set_problem(disk::SUBJECT, None);
+        self.tell_terms(&*store);
         (self.deliver)(News::Listing(listing.entries));
-        Ok(watch)
+        Ok((store, watch))
+    }
+
+    /// Waits for the store's answer. One that says nothing at the start is not waited for without a view.
+    async fn patiently<T>(&mut self, answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let mut answer = std::pin::pin!(answer);
+        match tokio::time::timeout(FIRST_ANSWER, &mut answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.run_on_disk();
+                answer.await
+            }
+        }
     }
 
     /// An empty store in the place of the cluster's would be an order to clear every kernel: a store is followed only if
     /// it is the one that was followed before.
     fn know_store(&self, id: &str) -> Result<(), StoreError> {
-        let path = &self.identity.store_id_file;
+        let path = &self.identity.store_id_file();
         let fail = |cause: String| StoreError::Unavailable { place: path.display().to_string(), cause };
         match std::fs::read_to_string(path) {
             Ok(known) if known.trim() == id => Ok(()),
@@ -193,30 +291,34 @@ impl Cluster {
         }
     }
 
-    async fn follow(&mut self, mut watch: Watch) -> Result<std::convert::Infallible, StoreError> {
+    async fn follow(&mut self, store: &dyn Store, mut watch: Watch) -> Result<std::convert::Infallible, StoreError> {
         let mut renewal = Instant::now();
         loop {
             if Instant::now() >= renewal {
-                self.hold_lease().await?;
-                renewal = Instant::now() + LEASE_RENEWAL;
+                self.hold_lease(store).await?;
+                renewal = Instant::now() + lease::RENEWAL;
             }
             if self.lease.is_some() {
-                self.settle().await?;
+                self.settle(store).await?;
             }
+            self.mend_journal(store).await?;
+            self.announce(store).await;
+            let next = [self.next_term(store), self.announced.due(), self.journal_retry];
+            let next = next.into_iter().flatten().fold(renewal, Instant::min);
             tokio::select! {
-                change = watch.next() => self.take_in(change?),
+                change = watch.next() => self.take_in(store, change?).await?,
                 changed = self.outward.changed() => {
                     if changed.is_err() {
                         // The kernel's thread has ended; the agent is stopping.
                         std::future::pending::<()>().await;
                     }
                 }
-                () = sleep_until(renewal) => {}
+                () = sleep_until(next) => {}
             }
         }
     }
 
-    fn take_in(&mut self, change: Change) {
+    async fn take_in(&mut self, store: &dyn Store, change: Change) -> Result<(), StoreError> {
         match &change {
             Change::Put(entry) => {
                 self.note(entry);
@@ -225,12 +327,20 @@ impl Cluster {
             Change::Delete { key, .. } => {
                 self.forget(key);
                 self.note_flaw(&key.to_string(), None);
+                if let Key::Block(cidr) = key
+                    && self.regain_one(store, *cidr).await?.is_some()
+                {
+                    // The watch brings it as it is now; that it was gone in between nobody need hear.
+                    return Ok(());
+                }
             }
             Change::Flaw { place, cause, .. } => self.note_flaw(place, cause.as_ref()),
         }
         let revision = change.revision();
         self.health.send_modify(|health| health.revision = revision);
+        self.append_journal(&change);
         (self.deliver)(News::Change(Box::new(change)));
+        Ok(())
     }
 
     fn note_flaw(&mut self, place: &str, cause: Option<&String>) {
@@ -267,7 +377,9 @@ impl Cluster {
             Key::Pool(name) => drop(self.pools.remove(name)),
             Key::Block(cidr) => {
                 self.taken.remove(cidr);
-                self.own_blocks.remove(cidr);
+                if self.own_blocks.remove(cidr).is_some() {
+                    self.blocks.former.insert(*cidr);
+                }
             }
             Key::Node(name) if *name == self.identity.node => self.own_node = None,
             Key::Lease(name) if *name == self.identity.node => self.lease = None,
@@ -275,117 +387,11 @@ impl Cluster {
         }
     }
 
-    /// Takes or renews this node's lease. While a namesake holds it nothing is claimed or published.
-    async fn hold_lease(&mut self) -> Result<(), StoreError> {
-        let key = Key::Lease(self.identity.node.clone());
-        if let Some(revision) = self.lease {
-            match self.store.renew(&key, revision, LEASE_TTL).await {
-                Ok(()) => return Ok(()),
-                Err(StoreError::Conflict { .. }) => self.lease = None,
-                Err(error) => return Err(error),
-            }
-        }
-        let lease = Lease {
-            node: self.identity.node.clone(),
-            uid: self.identity.uid.clone(),
-            instance: self.identity.instance.clone(),
-        };
-        let expect = match self.store.get(&key).await? {
-            None => Expect::Absent,
-            Some(entry) => match &entry.record {
-                // An earlier start on this host: the run directory's lock says that it is over.
-                Record::Lease(held) if held.uid == self.identity.uid => Expect::Revision(entry.revision),
-                _ => {
-                    self.set_problem(
-                        "lease",
-                        Some(
-                            "another host serves under this node's name: give this host another \
-                         name (`node` in its configuration), or wait until the other's lease has run out"
-                                .to_owned(),
-                        ),
-                    );
-                    return Ok(());
-                }
-            },
-        };
-        match self.store.put(Record::Lease(lease), expect, Some(LEASE_TTL)).await {
-            Ok(entry) => {
-                self.lease = Some(entry.revision);
-                self.set_problem("lease", None);
-                self.health.send_modify(|health| health.leased = true);
-                Ok(())
-            }
-            Err(StoreError::Conflict { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Makes the store say what is so here: blocks that are needed, and this node's record.
-    async fn settle(&mut self) -> Result<(), StoreError> {
+    async fn settle(&mut self, store: &dyn Store) -> Result<(), StoreError> {
         let outward = self.outward.borrow_and_update().clone();
-        for (block, revision) in self.own_blocks.values() {
-            if block.owner_uid != self.identity.uid {
-                match claim::take_over(&*self.store, block, *revision, &self.identity.uid).await {
-                    Ok(()) | Err(StoreError::Conflict { .. }) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        for pool in self.pools.values().cloned().collect::<Vec<_>>() {
-            let own = self.own_blocks.values().filter(|(block, _)| block.pool == pool.name).count();
-            let subject = format!("pool {}", pool.name);
-            if !claim::needs_block(&pool, &self.identity.labels, own, &outward.usage) {
-                self.set_problem(&subject, None);
-                continue;
-            }
-            let (node, uid) = (&self.identity.node, &self.identity.uid);
-            match claim::claim_block(&*self.store, &pool, node, uid, self.taken.clone()).await {
-                Ok(block) => {
-                    tracing::info!(block = %block.cidr, pool = %pool.name, "claimed a block");
-                    self.taken.insert(block.cidr, node.clone());
-                    self.own_blocks.insert(block.cidr, (block, 0));
-                    self.set_problem(&subject, None);
-                }
-                Err(ClaimError::Store(error)) => return Err(error),
-                Err(error) => self.set_problem(&subject, Some(error.to_string())),
-            }
-        }
-        self.publish(&outward).await
-    }
-
-    async fn publish(&mut self, outward: &Outward) -> Result<(), StoreError> {
-        let Some(underlay) = outward.underlay else { return Ok(()) };
-        let former = self.own_node.as_ref();
-        let node = Node {
-            name: self.identity.node.clone(),
-            uid: self.identity.uid.clone(),
-            underlay,
-            public: former.map(|(node, _)| node.public).unwrap_or_default(),
-            asked: former.map(|(node, _)| node.asked).unwrap_or_default(),
-            labels: self.identity.labels.clone(),
-            // Until the kernel has been seen to hold them, what was published before the restart goes on being true.
-            receives: match (outward.facts.mtu_pod, former) {
-                (None, Some((node, _))) if node.uid == self.identity.uid => node.receives.clone(),
-                _ => outward.facts.receives.clone(),
-            },
-            sends: match (&outward.facts.sends, former) {
-                (Some(sends), _) => sends.clone(),
-                (None, Some((node, _))) if node.uid == self.identity.uid => node.sends.clone(),
-                (None, _) => BTreeMap::new(),
-            },
-            unknown: former.map(|(node, _)| node.unknown.clone()).unwrap_or_default(),
-        };
-        if former.is_some_and(|(former, _)| *former == node) {
-            return Ok(());
-        }
-        let expect = former.map_or(Expect::Absent, |(_, revision)| Expect::Revision(*revision));
-        match self.store.put(Record::Node(node), expect, None).await {
-            Ok(entry) => self.note(&entry),
-            // Somebody wrote it meanwhile: the watch brings that, and then it is compared again.
-            Err(StoreError::Conflict { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        self.settle_blocks(store, &outward).await?;
+        self.publish(store, &outward).await
     }
 
     fn set_problem(&self, subject: &str, cause: Option<String>) {

@@ -5,12 +5,14 @@
 //! Messages go to the kernel's side by its inbox, what it has reached comes back by a watch.
 
 pub mod api;
+pub mod blocks;
 pub mod claim;
 pub mod cluster;
 pub mod dhcp;
 pub mod error;
 pub mod events;
 pub mod identity;
+pub mod journal;
 pub mod ledger;
 pub mod metrics;
 pub mod reconcile;

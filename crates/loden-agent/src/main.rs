@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use loden_agent::cluster::{Cluster, ClusterHealth, Identity, Outward};
+use loden_agent::cluster::{Cluster, ClusterHealth, Identity, Opening, Outward};
 use loden_agent::dhcp::Dhcp;
 use loden_agent::metrics::Metrics;
 use loden_agent::underlay::Finder;
@@ -109,8 +109,14 @@ fn run(args: &Args) -> Result<(), AgentError> {
         .map_err(fail)?
         .map_err(|holder| AgentError::SecondAgent { run_dir: config.run_dir.clone().into(), holder })?;
     let uid = identity::node_uid(Path::new(&config.state_dir))?;
-    let store_id_file = Path::new(&config.state_dir).join("store-id");
-    let who = Identity { node, uid, instance: identity::instance()?, labels: config.labels.clone(), store_id_file };
+    let who = Identity {
+        node,
+        uid,
+        instance: identity::instance()?,
+        labels: config.labels.clone(),
+        state_dir: config.state_dir.clone().into(),
+        run_dir: run_dir.clone(),
+    };
     tracing::info!(node = %who.node, uid = %who.uid, store = config.store, "lodend {}", env!("CARGO_PKG_VERSION"));
 
     let finder = Finder::new(&config, &args.config)?;
@@ -146,6 +152,7 @@ fn run(args: &Args) -> Result<(), AgentError> {
         finder,
         run_dir: run_dir.clone(),
         resync: Duration::from_secs(config.resync_seconds.into()),
+        block_idle: Duration::from_secs(config.block_idle_seconds.into()),
         outward,
         cluster: health_seen,
         store_url: config.store.clone(),
@@ -186,12 +193,13 @@ async fn serve(
         api::serve_public(api, address).await?;
     }
     let url = config.store.clone();
-    tokio::spawn(async move {
-        let store = open_store(&url, &health).await;
-        // A receiver that is gone means that the agent is stopping.
-        let deliver = Box::new(move |news| drop(inbox.send(Inbox::News(news))));
-        Cluster::new(store, who, outward, health, deliver).run().await;
+    let open = Box::new(move || -> Opening {
+        let url = url.clone();
+        Box::pin(async move { loden_store::open(&url).await })
     });
+    // A receiver that is gone means that the agent is stopping.
+    let deliver = Box::new(move |news| drop(inbox.send(Inbox::News(news))));
+    tokio::spawn(Cluster::new(open, who, outward, health, deliver).run());
     tokio::spawn(async move {
         if ready.await.is_ok() {
             tracing::info!("ready");
@@ -204,22 +212,6 @@ async fn serve(
     }
     notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())
-}
-
-/// Opens the store, however long it takes: a node whose store is away waits and says why.
-async fn open_store(url: &str, health: &watch::Sender<ClusterHealth>) -> Arc<dyn loden_store::Store> {
-    let mut pause = Duration::from_millis(100);
-    loop {
-        match loden_store::open(url).await {
-            Ok(store) => return store,
-            Err(error) => {
-                tracing::warn!(%error, "the datastore cannot be opened");
-                health.send_modify(|health| health.error = Some(error.to_string()));
-            }
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(10));
-    }
 }
 
 /// Tells systemd, if it listens.

@@ -123,6 +123,12 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
+    /// Takes in what the store said before this agent started. Signs of life in it are old ones.
+    pub fn remembered(&mut self, entries: &[Entry]) {
+        self.listing(entries);
+        self.alive.clear();
+    }
+
     /// Takes in one change of the store.
     pub fn record(&mut self, change: &Change) {
         use loden_core::model::{Key as RecordKey, Record};

@@ -1,17 +1,19 @@
 //! From the reconciler's state to what the API answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use loden_core::api::{
     AddressInUse, BlockStatus, Failing, Ipam, KernelStatus, PeerStatus, PoolStatus, Status, StoreStatus,
 };
 use loden_core::desired::Source;
+use loden_core::ipam::{self, OwnBlock};
 use loden_core::kernel::{Kernel, Sort};
-use loden_core::model::{BackendConfig, Block, Prefix};
+use loden_core::model::{BackendConfig, Block, PoolName, Prefix};
 use loden_core::view::{Problem, View};
+use loden_store::Readiness;
 
-use crate::claim::Usage;
 use crate::cluster::ClusterHealth;
 use crate::reconcile::Reconciler;
 
@@ -40,6 +42,7 @@ pub fn status<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Status 
     let mut problems = around.host.clone();
     problems.extend(around.leases.iter().cloned());
     problems.extend(around.cluster.problems.iter().cloned());
+    problems.extend(around.cluster.strangers.iter().cloned());
     problems.extend(reconciler.problems());
     if let Some(error) = &around.cluster.error {
         problems.push(Problem::new("the datastore", format!("{error}; what is in the kernel stays as it is")));
@@ -63,6 +66,7 @@ pub fn status<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Status 
             up: around.cluster.up,
             revision: around.cluster.revision,
             error: around.cluster.error.clone(),
+            view: around.cluster.view,
         },
     }
 }
@@ -178,15 +182,44 @@ pub fn blocks(view: &View) -> Vec<BlockStatus> {
     view.pools.values().flat_map(|pool| view.own_blocks_in(pool)).map(of).collect()
 }
 
-/// How full the blocks are, pool by pool.
-pub fn usage(view: &View) -> Usage {
-    let mut usage = Usage::new();
+/// Addresses that pods have, pool by pool.
+pub fn used_of_pools(view: &View) -> BTreeMap<PoolName, u64> {
+    let mut all = BTreeMap::new();
     for block in blocks(view) {
-        let (used, capacity) = usage.entry(block.pool).or_default();
-        *used += block.used;
-        *capacity += block.capacity;
+        *all.entry(block.pool).or_default() += block.used;
     }
-    usage
+    all
+}
+
+/// The blocks that pods here have addresses of, whoever owns them.
+pub fn blocks_in_use(view: &View) -> BTreeSet<Prefix> {
+    let supplies = view.attachments.values().flat_map(|there| there.addresses.iter().filter_map(|a| a.supply.as_ref()));
+    supplies.filter(|supply| supply.network.is_none()).map(|supply| supply.range.subnet()).collect()
+}
+
+/// All blocks of this node's, those of pools that are gone too, with how long they have been empty.
+pub fn own_blocks(view: &View, idle: impl Fn(Prefix) -> Duration) -> Vec<OwnBlock> {
+    let own = view.blocks.get(&view.local.node).into_iter().flatten();
+    let of = |block: &Block| OwnBlock {
+        cidr: block.cidr,
+        pool: block.pool.clone(),
+        used: used(view, block.cidr),
+        idle_s: idle(block.cidr).as_secs(),
+        // What a pool is to be that is not in force nobody knows.
+        is_wanted: view.refused_pools().contains(&block.pool)
+            || view.pools.get(&block.pool).is_some_and(|pool| ipam::is_selected(pool, &view.local.labels)),
+    };
+    own.filter(|block| block.owner_uid == view.local.uid).map(of).collect()
+}
+
+/// Whether pods can be served, and if not the first cause.
+pub fn readiness<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Readiness {
+    if is_ready(reconciler, around) {
+        return Readiness { ready: true, message: "loden is ready for pods".to_owned() };
+    }
+    let problem = status(reconciler, around).problems.first().map(ToString::to_string);
+    let message = problem.unwrap_or_else(|| "no block has been claimed yet, or the kernel is not as wanted".to_owned());
+    Readiness { ready: false, message }
 }
 
 fn used(view: &View, cidr: Prefix) -> u64 {

@@ -8,17 +8,19 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use loden_core::api::{Event as ApiEvent, Ipam, PlanReply, Status};
+use loden_core::api::{BlockWish, Event as ApiEvent, Ipam, PlanReply, Status};
 use loden_core::cni::{NodeBlock, NodeFile};
 use loden_core::kernel::Event;
 use loden_core::model::{AttachmentKey, IfName};
 use loden_core::view::{Local, Problem};
+use loden_linux::clock::boot_ms;
 use loden_linux::ledger::Ledger;
 use loden_linux::nft::Ownership;
 use loden_linux::run_dir::RunDir;
 use loden_linux::{LinuxKernel, veth};
 use tokio::sync::{oneshot, watch};
 
+use crate::blocks::Blocks;
 use crate::cluster::{ClusterHealth, News, Outward};
 use crate::dhcp;
 use crate::ledger::{self, Attached};
@@ -71,6 +73,8 @@ pub enum Question {
     Events(u64, oneshot::Sender<Vec<ApiEvent>>),
     /// Who has which address.
     Ipam(oneshot::Sender<Ipam>),
+    /// A further block, for a pod that waits; why none is to be expected, where that is known.
+    Wish(BlockWish, oneshot::Sender<Result<(), String>>),
 }
 
 /// What the worker works with.
@@ -85,6 +89,8 @@ pub struct Worker {
     pub run_dir: RunDir,
     /// How often everything is looked at again.
     pub resync: Duration,
+    /// How long a block stays empty before it is given back; zero: it is kept.
+    pub block_idle: Duration,
     /// What has been reached.
     pub outward: watch::Sender<Outward>,
     /// How the store's side is.
@@ -117,6 +123,7 @@ struct Loop {
     /// When to look at the plugin's table.
     tables: Option<Instant>,
     is_underlay_stale: bool,
+    blocks: Blocks,
 }
 
 impl Worker {
@@ -135,6 +142,7 @@ impl Worker {
             abandoned: BTreeSet::new(),
             tables: Some(Instant::now()),
             is_underlay_stale: true,
+            blocks: Blocks::default(),
         };
         loop {
             if let Ok(mut pulse) = self.pulse.lock() {
@@ -168,7 +176,7 @@ impl Worker {
             earliest.max(since + BREATH)
         });
         let retry = state.retry.map(|(at, _)| at);
-        [gathered, retry, state.reap, state.sweep, state.tables]
+        [gathered, retry, state.reap, state.sweep, state.tables, state.blocks.due()]
             .into_iter()
             .flatten()
             .fold(state.next_resync, Instant::min)
@@ -181,9 +189,21 @@ impl Worker {
                 reconciler.listing(&entries);
                 true
             }
+            Inbox::News(News::Remembered(entries)) => {
+                reconciler.remembered(&entries);
+                true
+            }
             Inbox::News(News::Change(change)) => {
                 reconciler.record(&change);
                 reconciler.is_due()
+            }
+            Inbox::News(News::Terms(terms)) => {
+                state.blocks.set_terms(terms);
+                false
+            }
+            Inbox::News(News::Event(object, text)) => {
+                reconciler.events.push("view", &object, text);
+                false
             }
             Inbox::Kernel(Event::Parked) => {
                 state.reap.get_or_insert_with(|| Instant::now() + REAP_EVERY);
@@ -244,6 +264,9 @@ impl Worker {
         if state.tables.is_some_and(|at| at <= now) {
             state.tables = None;
             self.repair_tables(reconciler);
+        }
+        if state.blocks.due().is_some_and(|at| at <= now) {
+            self.look_at_blocks(reconciler, state);
         }
         if state.next_resync <= now {
             // A tenth more or less, by the clock's own noise, so that nodes do not move in step.
@@ -365,20 +388,7 @@ impl Worker {
 
     /// Tells the cluster, the plugin and the metrics what has been reached.
     fn tell(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
-        let view = reconciler.view();
-        let outward = Outward {
-            facts: reconciler.facts().clone(),
-            underlay: view.local.underlay.as_ref().map(|underlay| underlay.addresses),
-            usage: status::usage(view),
-        };
-        self.outward.send_if_modified(|was| {
-            let is_new = *was != outward;
-            if is_new {
-                *was = outward;
-            }
-            is_new
-        });
-        state.around.is_plugin_served = self.serve_plugin(reconciler, state);
+        self.serve_pods(reconciler, state);
         let (writes, repairs, _) = reconciler.counts();
         for (family, counts) in [(&self.metrics.writes, writes), (&self.metrics.repairs, repairs)] {
             for (sort, count) in counts {
@@ -403,26 +413,87 @@ impl Worker {
         }
     }
 
+    /// Tells the plugin what it can serve pods from, and the store's side what has been reached.
+    fn serve_pods(&mut self, reconciler: &Reconciler<LinuxKernel>, state: &mut Loop) {
+        state.around.is_plugin_served = self.serve_plugin(reconciler, state);
+        let view = reconciler.view();
+        let outward = Outward {
+            facts: reconciler.facts().clone(),
+            underlay: view.local.underlay.as_ref().map(|underlay| underlay.addresses),
+            used: status::used_of_pools(view),
+            waiting: state.blocks.waiting().clone(),
+            in_use: status::blocks_in_use(view),
+            retired: state.blocks.retired().clone(),
+            refused: BTreeSet::new(),
+            readiness: Some(status::readiness(reconciler, &state.around)),
+        };
+        self.outward.send_if_modified(|was| {
+            let is_new = *was != outward;
+            if is_new {
+                *was = outward;
+            }
+            is_new
+        });
+    }
+
     /// Writes `node.json` once the kernel holds what pods need. Says whether the plugin can serve.
     fn serve_plugin(&self, reconciler: &Reconciler<LinuxKernel>, state: &mut Loop) -> bool {
-        let view = reconciler.view();
-        let Some(mtu_pod) = reconciler.facts().mtu_pod else { return false };
-        let blocks: Vec<NodeBlock> = status::blocks(view)
-            .into_iter()
-            .filter_map(|block| Some(NodeBlock { cidr: block.cidr, gateway: block.cidr.nth(1)?, pool: block.pool }))
-            .collect();
-        if blocks.is_empty() {
+        let Some(node) = self.node_file(reconciler, state) else { return false };
+        let is_of_use = !node.blocks.is_empty();
+        // Without a block nothing is said, but what was said before is taken back.
+        if !is_of_use && !self.run_dir.node_file().exists() {
             return false;
         }
-        let node = NodeFile { node: view.local.node.clone(), bridge: view.local.bridge, mtu_pod, blocks };
         state.around.host.retain(|problem| problem.subject != "node.json");
         match ledger::tell_plugin(&self.run_dir, &node) {
-            Ok(()) => true,
+            Ok(()) => {
+                state.blocks.served(&node);
+                is_of_use
+            }
             Err(error) => {
                 state.around.host.push(Problem::new("node.json", error.to_string()));
                 false
             }
         }
+    }
+
+    fn node_file(&self, reconciler: &Reconciler<LinuxKernel>, state: &mut Loop) -> Option<NodeFile> {
+        let view = reconciler.view();
+        let mtu_pod = reconciler.facts().mtu_pod?;
+        let idle_since = status::own_blocks(view, |_| Duration::ZERO);
+        let (offered, problems) = state.blocks.offered(&idle_since, boot_ms());
+        state.around.host.retain(|problem| !problem.subject.starts_with("block "));
+        state.around.host.extend(problems);
+        let blocks = status::blocks(view).into_iter().filter_map(|block| {
+            let until_ms = *offered.get(&block.cidr)?;
+            Some(NodeBlock { cidr: block.cidr, gateway: block.cidr.nth(1)?, pool: block.pool, until_ms })
+        });
+        let blocks = blocks.collect();
+        Some(NodeFile { node: view.local.node.clone(), bridge: view.local.bridge, mtu_pod, blocks })
+    }
+
+    /// Takes a block out of the plugin's hands that is to be given back, and those whose term has ended.
+    fn look_at_blocks(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+        state.blocks.looked_at();
+        self.refresh_cluster(state);
+        let own = status::own_blocks(reconciler.view(), |cidr| state.blocks.idle(cidr));
+        let is_ready = state.around.cluster.leased && state.around.cluster.up;
+        if is_ready && let Some(cidr) = state.blocks.surplus(&own, self.block_idle) {
+            state.blocks.retire(cidr);
+            let retired = match self.node_file(reconciler, state) {
+                Some(node) => Ledger::new(self.run_dir.clone()).retire(cidr, &node, self.block_idle),
+                None => Ok(false),
+            };
+            match retired {
+                Ok(true) => tracing::info!(block = %cidr, "has been idle: the plugin takes nothing of it any more"),
+                Ok(false) => state.blocks.keep(cidr),
+                Err(error) => {
+                    state.blocks.keep(cidr);
+                    tracing::warn!(%error, block = %cidr, "cannot be given back; it is tried again");
+                }
+            }
+        }
+        self.serve_pods(reconciler, state);
     }
 
     fn refresh_cluster(&mut self, state: &mut Loop) {
@@ -437,6 +508,12 @@ impl Worker {
         match question {
             Question::Status(answer) => drop(answer.send(status::status(reconciler, &state.around))),
             Question::Events(after, answer) => drop(answer.send(reconciler.events.after(after))),
+            Question::Wish(wish, answer) => {
+                let known = state.around.cluster.problems.iter().filter(|p| wish.is_about(&p.subject));
+                let known: Vec<String> = known.map(ToString::to_string).collect();
+                state.blocks.wish(&wish);
+                drop(answer.send(if known.is_empty() { Ok(()) } else { Err(known.join("; ")) }));
+            }
             Question::Ipam(answer) => drop(answer.send(status::ipam(reconciler.view()))),
             Question::Plan(answer) => {
                 let reply = reconciler.dry_run().map_err(|error| error.to_string()).map(|plan| PlanReply {

@@ -5,13 +5,13 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use loden_core::attach::Draft;
-use loden_core::cni::{self, AttachConf, CniError, Code, HostFacts, MakeConf, Master, Success};
+use loden_core::cni::{self, AttachConf, CniError, Code, HostFacts, MakeConf, Master, NodeFile, Success};
 use loden_linux::ledger::{Reservation, ReserveError};
 use loden_linux::netns::NetNs;
 use loden_linux::{fault, macvlan, pod};
 use serde_json::Value;
 
-use crate::{Call, delegate, failed, lease};
+use crate::{Call, delegate, failed, lease, patience};
 
 /// Where the reference plugin `tuning` has it.
 const ALLOW_LIST: &str = "/etc/cni/tuning/allowlist.conf";
@@ -25,18 +25,19 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
     let path = call.environment.netns.clone().unwrap_or_default();
     let netns = open_netns(call, &path)?;
     let make = call.make()?;
-    let facts = HostFacts {
-        node: if make.needs_node() { Some(call.node(Code::TryAgain)?) } else { None },
-        master: master(make, &netns)?,
-        allow_list: allow_list(make)?,
-    };
+    let node = if make.needs_node() { Some(call.node(Code::TryAgain)?) } else { None };
+    let (master, allow_list) = (master(make, &netns)?, allow_list(make)?);
     let dns = call.dns()?;
-    let mut draft = cni::draft(key, make, &call.environment, &facts)?;
-    draft.delegates.extend(delegate::of_ipam(call, make)?);
+    let draft_with = |node: Option<&NodeFile>| {
+        let facts = HostFacts { node: node.cloned(), master, allow_list: allow_list.clone() };
+        let mut draft = cni::draft(key.clone(), make, &call.environment, &facts)?;
+        draft.delegates.extend(delegate::of_ipam(call, make)?);
+        Ok(draft)
+    };
+    let draft = draft_with(node.as_ref())?;
     let request = cni::lease_request(&draft, make, &call.environment)?;
     fault::point("add-begun");
-    let ledger = call.ledger();
-    let mut reservation = ledger.reserve(&draft, call.conf.quarantine).map_err(refused)?;
+    let (draft, mut reservation) = patience::reserve(call, node, draft, draft_with)?;
     fault::point("add-reserved");
     let finished = make_link(call, &draft, &mut reservation, &netns).and_then(|dns| {
         let leased =
@@ -52,7 +53,7 @@ pub fn run(call: &Call) -> Result<Value, CniError> {
         }
         Err(mut error) => {
             lease::release(&call.run_dir(), Some(&reservation.attachment));
-            let undone = pod::remove(&reservation.attachment).and_then(|()| ledger.release(&draft.key));
+            let undone = pod::remove(&reservation.attachment).and_then(|()| call.ledger().release(&draft.key));
             if let Err(second) = undone {
                 error.details = format!("{}; and undoing it: {second}", error.details);
             }
@@ -130,6 +131,7 @@ pub fn refused(error: ReserveError) -> CniError {
     match error {
         ReserveError::Attached(_) => CniError::new(Code::InvalidEnvironment, error.to_string()),
         ReserveError::UnderWay(_) | ReserveError::Closed => CniError::new(Code::TryAgain, error.to_string()),
+        ReserveError::Withdrawn => CniError::new(Code::TryAgain, error.to_string()),
         ReserveError::Exhausted(_) => CniError::new(Code::NoAddress, "no address is free").with(error.to_string()),
         ReserveError::Taken { .. } | ReserveError::Outside { .. } => {
             CniError::new(Code::NoAddress, "the address that is asked for cannot be given").with(error.to_string())

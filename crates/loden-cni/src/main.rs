@@ -13,6 +13,7 @@ mod install;
 mod ipam;
 mod lease;
 mod loopback;
+mod patience;
 mod status;
 
 use std::io::{Read, Write};

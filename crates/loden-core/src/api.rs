@@ -1,6 +1,6 @@
 //! What the agent answers on its local socket: the stable form that programs read (`-o json`) and people are shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -142,6 +142,38 @@ pub struct StoreStatus {
     /// Its last error, while it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Where the view that the kernel follows is from; `None` as long as there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<ViewOrigin>,
+}
+
+/// Where a view is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ViewOrigin {
+    /// The datastore has said it since the agent started.
+    Store,
+    /// The datastore has not answered since: it is what it said before, kept on disk.
+    Disk,
+}
+
+/// `POST /v1/ipam/wish`: the plugin has found no free address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockWish {
+    /// The pools that it looked in.
+    pub pools: BTreeSet<PoolName>,
+    /// The blocks that it knew of.
+    pub blocks: BTreeSet<Prefix>,
+}
+
+impl BlockWish {
+    /// Whether a problem's subject is one of the pools.
+    #[must_use]
+    pub fn is_about(&self, subject: &str) -> bool {
+        let pool = subject.strip_prefix("pool ");
+        pool.is_some_and(|pool| self.pools.iter().any(|name| name.as_str() == pool))
+    }
 }
 
 /// Something that happened, `GET /v1/events`.

@@ -1,6 +1,7 @@
 //! Which block, and which address in it. Pure: what is taken, the time and the seed are arguments.
 
 mod address;
+mod blocks;
 mod demand;
 mod range;
 
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 use crate::model::{Pool, Prefix, overlapping};
 
 pub use address::{Choice, Exhausted, RangeState};
+pub use blocks::{Load, OwnBlock, is_selected, lacking, preferred, surplus};
 pub use demand::{Demand, Offer};
 pub use range::{Range, RangeError, Supply};
 

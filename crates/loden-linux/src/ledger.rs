@@ -11,6 +11,7 @@ mod macvlan;
 mod open;
 mod part;
 mod readdress;
+mod retire;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,14 +21,15 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use loden_core::attach::{self, Draft};
+use loden_core::cni::NodeFile;
 use loden_core::ipam::{Choice, Demand, Exhausted, Offer, RangeState, Supply};
 use loden_core::model::{Attach, Attachment, AttachmentKey, PodAddress};
 use loden_core::pod_tables::ALL;
 
-use crate::clock::boot_s;
+use crate::clock::{boot_ms, boot_s};
 use crate::error::LinuxError;
 use crate::lock::FileLock;
-use crate::run_dir::{Attachments, RunDir, remove_file, write_atomically};
+use crate::run_dir::{Attachments, RunDir, read_json, remove_file, write_atomically};
 use crate::{delegate, fault, pod, pod_tables};
 
 pub use closed::Closed;
@@ -60,6 +62,11 @@ pub enum ReserveError {
     /// No address.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Exhausted(Vec<Exhausted>),
+    /// The blocks are not the node's to give any more.
+    #[error(
+        "the blocks of this node that it was to come from are not served any more: they were given back, or their term has ended"
+    )]
+    Withdrawn,
     /// An address that is asked for is another's.
     #[error("{addr} is asked for and taken{}", holder.as_ref().map_or_else(String::new, |holder| format!(" by {}", who(holder))))]
     Taken {
@@ -339,7 +346,8 @@ impl Ledger {
             return Err(ReserveError::Outside { addr: *addr, ranges });
         }
         let (mut taken, mut changed) = (Vec::new(), Vec::new());
-        for choice in &demand.choices {
+        let choices = self.still_served(&demand.choices)?;
+        for choice in &choices {
             let (offer, state, addr) = match demand.wanted_of(choice) {
                 Some(addr) => self.claim(choice, addr)?,
                 None => self.first_with_room(choice, demand, quarantine)?.map_err(ReserveError::Exhausted)?,
@@ -361,6 +369,24 @@ impl Ledger {
             self.put_state(supply, &state)?;
         }
         Ok(taken)
+    }
+
+    /// The choices without the node's blocks that the agent has taken out of the plugin's hands since they were read, or whose term
+    /// has ended: another node may have them. To be called under the lock under which the agent takes them out.
+    fn still_served(&self, choices: &[Vec<Offer>]) -> Result<Vec<Vec<Offer>>, ReserveError> {
+        if choices.iter().flatten().all(|offer| offer.supply.network.is_some()) {
+            return Ok(choices.to_vec());
+        }
+        let (node, now) = (read_json::<NodeFile>(&self.run_dir.node_file())?, boot_ms());
+        let is_served = |offer: &&Offer| {
+            let block = offer.supply.range.subnet();
+            offer.supply.network.is_some() || node.as_ref().is_some_and(|node| node.serves(block, now))
+        };
+        let served = |choice: &Vec<Offer>| {
+            let served: Vec<Offer> = choice.iter().filter(is_served).cloned().collect();
+            if served.is_empty() && !choice.is_empty() { Err(ReserveError::Withdrawn) } else { Ok(served) }
+        };
+        choices.iter().map(served).collect()
     }
 
     /// The address that is asked for, out of the offer that holds it.
@@ -391,20 +417,27 @@ impl Ledger {
         demand: &Demand,
         quarantine: u32,
     ) -> Result<Result<Found<'a>, Vec<Exhausted>>, LinuxError> {
+        let how = |offer: &'a Offer| move |addr: IpAddr| demand.is_kept(offer, addr);
         let mut full = Vec::new();
         for offer in choice {
             let mut state = self.state(&offer.supply)?;
-            let how = Choice { now: boot_s(), quarantine, avoid: &|addr| demand.is_kept(offer, addr) };
-            let taken = match state.allocate(how) {
-                Err(_) if reclaim(&mut state, &offer.supply, &self.run_dir.attachments()) => state.allocate(how),
-                taken => taken,
-            };
-            match taken {
+            match state.allocate(Choice { now: boot_s(), quarantine, avoid: &how(offer) }) {
                 Ok(addr) => return Ok(Ok((offer, state, addr))),
-                Err(error) => full.push(error),
+                Err(error) => full.push((offer, state, error)),
             }
         }
-        Ok(Err(full))
+        // All seem full: one look at who has their addresses does for all.
+        let found = self.run_dir.attachments();
+        let mut causes = Vec::new();
+        for (offer, mut state, error) in full {
+            let is_reclaimed = reclaim(&mut state, &offer.supply, &found);
+            let how = Choice { now: boot_s(), quarantine, avoid: &how(offer) };
+            match if is_reclaimed { state.allocate(how) } else { Err(error) } {
+                Ok(addr) => return Ok(Ok((offer, state, addr))),
+                Err(error) => causes.push(error),
+            }
+        }
+        Ok(Err(causes))
     }
 
     /// The ports go first: the address that they lead to is going to be another's. Of the rest

@@ -2,5 +2,8 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
 
 mod cluster;
+mod double;
+mod journal;
 mod ledger;
+mod outage;
 mod reconcile;

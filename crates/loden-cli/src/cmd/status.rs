@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use loden_core::api::{PeerStatus, Status};
+use loden_core::api::{PeerStatus, Status, ViewOrigin};
 
 use crate::args::Output;
 use crate::error::CliError;
@@ -30,7 +30,7 @@ fn text(status: &Status) -> String {
         },
     );
     let mut text = format!(
-        "node {}  {}  lodend {}  up {} s\nunderlay {underlay}{}\nstore {} {}\nkernel {} objects, {} pending; writes {}, repairs {}; nft table {}\n",
+        "node {}  {}  lodend {}  up {} s\nunderlay {underlay}{}\nstore {} {}{}\nkernel {} objects, {} pending; writes {}, repairs {}; nft table {}\n",
         status.node,
         render::health(status.ready, "not ready"),
         status.version,
@@ -38,6 +38,7 @@ fn text(status: &Status) -> String {
         status.mtu_pod.map_or_else(String::new, |mtu| format!("; pods mtu {mtu}")),
         status.store.url,
         render::health(status.store.up, "away"),
+        if status.store.view == Some(ViewOrigin::Disk) { "; on the view on disk" } else { "" },
         status.kernel.wanted,
         status.kernel.pending,
         status.kernel.writes.values().sum::<u64>(),

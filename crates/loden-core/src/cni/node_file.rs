@@ -30,4 +30,15 @@ pub struct NodeBlock {
     pub gateway: IpAddr,
     /// The pool that it was cut from.
     pub pool: PoolName,
+    /// Until when it is lent to the node, in milliseconds since boot; no address is taken from it then. `None`: for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<u64>,
+}
+
+impl NodeFile {
+    /// Whether an address may be taken from a block at a time in milliseconds since boot.
+    #[must_use]
+    pub fn serves(&self, block: Prefix, now_ms: u64) -> bool {
+        self.blocks.iter().any(|there| there.cidr == block && there.until_ms.is_none_or(|until| now_ms < until))
+    }
 }

@@ -40,6 +40,8 @@ pub struct NodeConfig {
     pub log_level: String,
     /// `resync_seconds`: how often everything is looked at again though nothing was reported; 5 to 86400, default 60.
     pub resync_seconds: u32,
+    /// `block_idle_seconds`: how long a block stays without a pod before it is given back; 0: it is kept; at most 31536000, default 600.
+    pub block_idle_seconds: u32,
 }
 
 impl NodeConfig {
@@ -89,6 +91,7 @@ impl NodeConfig {
             log_json,
             log_level: text(&mut fields, "log_level", "info")?,
             resync_seconds: fields.number("resync_seconds", 5, 86_400)?.unwrap_or(60),
+            block_idle_seconds: fields.number("block_idle_seconds", 0, 31_536_000)?.unwrap_or(600),
         };
         fields.finish()?;
         Ok(config)

@@ -169,6 +169,13 @@ impl RangeState {
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
+    /// Whether nobody has an address, and none was freed within so many seconds.
+    #[must_use]
+    pub fn is_idle(&self, now: u32, for_s: u32) -> bool {
+        let has_rested = |freed: &Freed| freed.at > now || now - freed.at >= for_s;
+        self.in_use() == 0 && self.freed.iter().all(has_rested)
+    }
+
     /// The stored form: a mark, the border, how many wait, those, those ahead, and a sum; numbers in little-endian order.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -324,6 +331,16 @@ mod tests {
         assert!(rebuilt.encode().len() < 100 && rebuilt.in_use() == 1);
         let far = ip("fd00::ffff:ffff");
         assert_eq!(RangeState::rebuilt(block("fd00::/64"), [far].into_iter(), 0), RangeState::new(block("fd00::/64")));
+    }
+
+    #[test]
+    fn it_is_idle_when_all_are_free_and_have_been_for_a_while() {
+        let mut state = RangeState::new(block("10.0.0.0/28"));
+        assert!(state.is_idle(5, 600));
+        let addr = state.allocate(at(10)).expect("room");
+        assert!(!state.is_idle(9999, 600));
+        state.release(addr, 100);
+        assert!(!state.is_idle(699, 600) && state.is_idle(700, 600));
     }
 
     #[test]

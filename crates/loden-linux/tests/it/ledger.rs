@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use loden_core::attach::Draft;
+use loden_core::cni::{NodeBlock, NodeFile};
 use loden_core::ipam::{Demand, Offer, RangeState, Supply};
-use loden_core::model::{Attach, AttachmentKey, Mac};
+use loden_core::model::{Attach, AttachmentKey, Mac, Prefix};
+use loden_linux::clock::boot_ms;
 use loden_linux::ledger::{Ledger, ReserveError};
-use loden_linux::run_dir::RunDir;
+use loden_linux::run_dir::{RunDir, write_json};
 
 /// Thirteen addresses and fourteen: fewer than there are pods.
 const RANGES: [&str; 2] = ["10.1.0.0/28", "fd01::/124"];
@@ -59,6 +62,16 @@ fn draft(container: &str) -> Draft {
     }
 }
 
+/// What the agent tells the plugin.
+fn node(blocks: &[&str], until_ms: Option<u64>) -> NodeFile {
+    let block = |text: &&str| {
+        let cidr: Prefix = text.parse().expect("a prefix");
+        NodeBlock { cidr, gateway: cidr.nth(1).expect("an address"), pool: "p".parse().expect("a name"), until_ms }
+    };
+    let (node, bridge) = ("n".parse().expect("a name"), "cni0".parse().expect("a name"));
+    NodeFile { node, bridge, mtu_pod: 1450, blocks: blocks.iter().map(block).collect() }
+}
+
 /// Who has which address, as those who have them say: noted right after an address is given, and struck out right before it is
 /// given back.
 type Held = Mutex<BTreeMap<IpAddr, String>>;
@@ -106,6 +119,7 @@ fn in_any_order_no_address_is_held_twice_and_none_is_lost() {
         let dir = tempfile::tempdir().expect("a directory");
         let run_dir = RunDir::new(dir.path());
         run_dir.make().expect("made");
+        write_json(&run_dir.node_file(), &node(&RANGES, None)).expect("written");
         let ledger = Ledger::new(run_dir.clone());
         let held = Held::default();
         std::thread::scope(|scope| {
@@ -133,5 +147,67 @@ fn in_any_order_no_address_is_held_twice_and_none_is_lost() {
         // As many as ever can be had: none is lost.
         let more = (0..).map_while(|n| ledger.reserve(&draft(&format!("last{n}")), 0).ok()).count();
         assert_eq!(more, 13, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_block_is_taken_out_of_the_plugins_hands_only_while_nobody_has_an_address_of_it_and_then_nobody_gets_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let run_dir = RunDir::new(dir.path());
+    run_dir.make().expect("made");
+    let ledger = Ledger::new(run_dir.clone());
+    let blocks = ["10.1.0.0/28", "10.1.0.16/28"];
+    let lent: Prefix = blocks[1].parse().expect("a prefix");
+    write_json(&run_dir.node_file(), &node(&blocks, None)).expect("written");
+    // Each wants an address of the second block alone, as of a `node.json` that was read before.
+    let draft_of = |container: &str| {
+        let mut draft = draft(container);
+        let supply = Supply { network: None, range: blocks[1].parse().expect("a range") };
+        draft.demand.choices = vec![vec![Offer { supply, gateway: None }]];
+        draft
+    };
+    let (mut retired, mut refused) = (0, 0);
+    for round in 0..60 {
+        std::thread::scope(|scope| {
+            let (ledger, draft_of) = (&ledger, &draft_of);
+            let adds = (0..3_u32).map(|n| {
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_micros(u64::from(n * 97 + round * 31) % 500));
+                    ledger.reserve(&draft_of(&format!("r{round}n{n}")), 0)
+                })
+            });
+            let adds: Vec<_> = adds.collect();
+            let without = node(&blocks[..1], None);
+            let is_retired = ledger.retire(lent, &without, Duration::ZERO).expect("a ledger");
+            let given = adds.into_iter().map(|add| add.join().expect("no panic"));
+            let given: Vec<_> = given.collect();
+            let some = given.iter().flatten().count();
+            assert!(!is_retired || some == 0, "round {round}: {some} were given of what is not ours any more");
+            assert!(is_retired || some > 0, "round {round}: nothing stood in the way");
+            retired += u32::from(is_retired);
+            refused += given.iter().filter(|one| matches!(one, Err(ReserveError::Withdrawn))).count();
+        });
+        for n in 0..3 {
+            ledger.release(&draft_of(&format!("r{round}n{n}")).key).expect("released");
+        }
+        write_json(&run_dir.node_file(), &node(&blocks, None)).expect("written");
+    }
+    assert!(retired > 0 && retired < 60 && refused > 0, "both have to be seen: {retired} of 60, {refused} refused");
+
+    // One that was freed just now rests.
+    let reservation = ledger.reserve(&draft_of("rests"), 0).expect("room");
+    drop(reservation);
+    ledger.release(&draft_of("rests").key).expect("released");
+    let without = node(&blocks[..1], None);
+    assert!(!ledger.retire(lent, &without, Duration::from_secs(600)).expect("a ledger"));
+
+    // Nothing is taken of a block whose term has ended, though the agent be dead.
+    for (until, is_served) in [(boot_ms() + 60_000, true), (boot_ms(), false)] {
+        write_json(&run_dir.node_file(), &node(&blocks, Some(until))).expect("written");
+        let given = ledger.reserve(&draft_of("late"), 0);
+        assert_eq!(given.is_ok(), is_served);
+        assert!(is_served || matches!(given, Err(ReserveError::Withdrawn)));
+        drop(given);
+        ledger.release(&draft_of("late").key).expect("released");
     }
 }
