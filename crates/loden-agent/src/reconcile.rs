@@ -75,8 +75,8 @@ pub struct Reconciler<K> {
     writes: BTreeMap<Sort, u64>,
     repairs: BTreeMap<Sort, u64>,
     rounds: u64,
-    /// Nodes whose agent shows signs of life.
-    alive: BTreeSet<NodeName>,
+    /// The view is what the store said before this agent started.
+    is_remembered: bool,
     /// What happened.
     pub events: EventLog,
 }
@@ -100,7 +100,7 @@ impl<K: Kernel> Reconciler<K> {
             writes: BTreeMap::new(),
             repairs: BTreeMap::new(),
             rounds: 0,
-            alive: BTreeSet::new(),
+            is_remembered: false,
             events: EventLog::default(),
         }
     }
@@ -113,7 +113,7 @@ impl<K: Kernel> Reconciler<K> {
                 self.changed.merge(self.view.delete(&key));
             }
         }
-        self.alive.clear();
+        self.is_remembered = false;
         for entry in entries {
             self.record(&Change::Put(entry.clone()));
         }
@@ -126,25 +126,14 @@ impl<K: Kernel> Reconciler<K> {
     /// Takes in what the store said before this agent started. Signs of life in it are old ones.
     pub fn remembered(&mut self, entries: &[Entry]) {
         self.listing(entries);
-        self.alive.clear();
+        self.is_remembered = true;
     }
 
     /// Takes in one change of the store.
     pub fn record(&mut self, change: &Change) {
-        use loden_core::model::{Key as RecordKey, Record};
         match change {
-            Change::Put(entry) => {
-                if let Record::Lease(lease) = &entry.record {
-                    self.alive.insert(lease.node.clone());
-                }
-                self.changed.merge(self.view.put(entry));
-            }
-            Change::Delete { key, .. } => {
-                if let RecordKey::Lease(node) = key {
-                    self.alive.remove(node);
-                }
-                self.changed.merge(self.view.delete(key));
-            }
+            Change::Put(entry) => self.changed.merge(self.view.put(entry)),
+            Change::Delete { key, .. } => self.changed.merge(self.view.delete(key)),
             Change::Flaw { .. } => {}
         }
     }
@@ -446,10 +435,10 @@ impl<K: Kernel> Reconciler<K> {
         &self.failures
     }
 
-    /// Nodes whose agent shows signs of life.
+    /// Whether a node's agent has lately shown signs of life.
     #[must_use]
-    pub fn alive(&self) -> &BTreeSet<NodeName> {
-        &self.alive
+    pub fn is_alive(&self, node: &NodeName) -> bool {
+        !self.is_remembered && self.view.alive().contains(node)
     }
 
     /// Writes and repairs since the start, by sort, and the number of rounds.

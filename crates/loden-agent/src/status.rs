@@ -138,7 +138,7 @@ fn peer<K: Kernel>(reconciler: &Reconciler<K>, node: &loden_core::model::Node) -
             .get(&node.name)
             .map(|b| b.iter().map(|b| b.cidr).collect())
             .unwrap_or_default(),
-        alive: reconciler.alive().contains(&node.name),
+        alive: reconciler.is_alive(&node.name),
         objects: keys.len(),
         missing: keys.iter().filter(is_missing).count(),
         problems: reconciler.desired().problems_of(&source).iter().map(ToString::to_string).collect(),

@@ -1,6 +1,9 @@
 //! Finds the external interface: what the host has, what the operator said, and the core's choice.
 
+use std::net::IpAddr;
+
 use loden_core::config::node::NodeConfig;
+use loden_core::model::PerFamily;
 use loden_core::underlay::{Underlay, Wish, choose};
 use loden_core::view::Problem;
 
@@ -25,11 +28,11 @@ impl Finder {
         Ok(Self { config: config.clone(), regex })
     }
 
-    /// The external interface as it is now.
+    /// The external interface as it is now; `asked`: the addresses that this node's record asks for.
     ///
     /// # Errors
     /// A problem that says what is missing; the agent waits for it.
-    pub fn find(&self) -> Result<Underlay, Problem> {
+    pub fn find(&self, asked: PerFamily<IpAddr>) -> Result<Underlay, Problem> {
         let problem = |cause: String| Problem::new("the external interface", cause);
         let facts =
             loden_linux::underlay::facts(self.config.iface_can_reach).map_err(|error| problem(error.to_string()))?;
@@ -39,6 +42,7 @@ impl Finder {
             iface_regex: self.regex.is_some().then_some(&fits as &dyn Fn(&str) -> bool),
             can_reach: self.config.iface_can_reach.is_some(),
             public: self.config.public,
+            asked,
         };
         choose(&facts, &wish).map_err(|error| problem(error.to_string()))
     }

@@ -4,6 +4,7 @@
 //! here waits for the datastore. A round with failures is repeated with growing pauses.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use loden_core::api::{BlockWish, Event as ApiEvent, Ipam, PlanReply, Status};
 use loden_core::cni::{NodeBlock, NodeFile};
 use loden_core::kernel::Event;
-use loden_core::model::{AttachmentKey, IfName};
+use loden_core::model::{AttachmentKey, IfName, PerFamily};
 use loden_core::view::{Local, Problem};
 use loden_linux::clock::boot_ms;
 use loden_linux::ledger::Ledger;
@@ -182,29 +183,40 @@ impl Worker {
             .fold(state.next_resync, Instant::min)
     }
 
-    /// Takes in one message; says whether it calls for a round.
-    fn take_in(&mut self, message: Inbox, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) -> bool {
-        match message {
-            Inbox::News(News::Listing(entries)) => {
+    /// Takes in what the store's side says; says whether it calls for a round.
+    fn take_in_news(news: News, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) -> bool {
+        let before = asked(reconciler);
+        let is_due = match news {
+            News::Listing(entries) => {
                 reconciler.listing(&entries);
                 true
             }
-            Inbox::News(News::Remembered(entries)) => {
+            News::Remembered(entries) => {
                 reconciler.remembered(&entries);
                 true
             }
-            Inbox::News(News::Change(change)) => {
+            News::Change(change) => {
                 reconciler.record(&change);
                 reconciler.is_due()
             }
-            Inbox::News(News::Terms(terms)) => {
+            News::Terms(terms) => {
                 state.blocks.set_terms(terms);
                 false
             }
-            Inbox::News(News::Event(object, text)) => {
+            News::Event(object, text) => {
                 reconciler.events.push("view", &object, text);
                 false
             }
+        };
+        let is_asked = asked(reconciler) != before;
+        state.is_underlay_stale |= is_asked;
+        is_due || is_asked
+    }
+
+    /// Takes in one message; says whether it calls for a round.
+    fn take_in(&mut self, message: Inbox, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) -> bool {
+        match message {
+            Inbox::News(news) => Self::take_in_news(news, reconciler, state),
             Inbox::Kernel(Event::Parked) => {
                 state.reap.get_or_insert_with(|| Instant::now() + REAP_EVERY);
                 false
@@ -361,7 +373,7 @@ impl Worker {
 
     fn find_underlay(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
         state.around.host.retain(|problem| problem.subject != "the external interface");
-        let underlay = match self.finder.find() {
+        let underlay = match self.finder.find(asked(reconciler)) {
             Ok(underlay) => Some(underlay),
             Err(problem) => {
                 state.around.host.push(problem);
@@ -424,7 +436,7 @@ impl Worker {
             waiting: state.blocks.waiting().clone(),
             in_use: status::blocks_in_use(view),
             retired: state.blocks.retired().clone(),
-            refused: BTreeSet::new(),
+            refused: view.refused_blocks().filter(|b| b.owner == view.local.node).map(|b| b.cidr).collect(),
             readiness: Some(status::readiness(reconciler, &state.around)),
         };
         self.outward.send_if_modified(|was| {
@@ -525,6 +537,12 @@ impl Worker {
             }
         }
     }
+}
+
+/// The addresses that this node's record asks for.
+fn asked(reconciler: &Reconciler<LinuxKernel>) -> PerFamily<IpAddr> {
+    let view = reconciler.view();
+    view.nodes.get(&view.local.node).map(|node| node.asked).unwrap_or_default()
 }
 
 /// Listens to the kernel in a thread of its own and fills the inbox.

@@ -3,11 +3,14 @@
 //! [`View::put`] and [`View::delete`] take records in any order and say whose objects have to be thought over again; the
 //! picture depends only on the records that are there, never on the order in which they came.
 
+mod addresses;
+mod blocks;
 mod problem;
 
 pub use problem::Problem;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::backend::{Promise, promises};
@@ -15,7 +18,7 @@ use crate::config::cluster;
 use crate::desired::Source;
 use crate::model::{
     Attachment, AttachmentKey, BackendConfig, Block, Entry, Family, IfName, Key, Mac, Node, NodeName, NodeUid, Pool,
-    PoolName, Prefix, Receive, Record,
+    PoolName, Receive, Record,
 };
 use crate::underlay::Underlay;
 
@@ -65,8 +68,10 @@ pub struct View {
     senders: BTreeMap<PoolName, BTreeMap<BackendConfig, usize>>,
     /// How many peers lack an underlay address of the family.
     lacking: BTreeMap<Family, usize>,
-    /// Who owns which block.
-    owners: BTreeMap<Prefix, NodeName>,
+    /// Every block record as it came, and which are in force.
+    recorded: blocks::Recorded,
+    /// Who is reached where.
+    addresses: addresses::Addresses,
     /// Pools that are recorded but not in force.
     refused_pools: BTreeSet<PoolName>,
     /// What is wrong with the pools.
@@ -131,7 +136,8 @@ impl View {
             given_pools: BTreeMap::new(),
             senders: BTreeMap::new(),
             lacking: BTreeMap::new(),
-            owners: BTreeMap::new(),
+            recorded: blocks::Recorded::default(),
+            addresses: addresses::Addresses::default(),
             refused_pools: BTreeSet::new(),
             pool_problems: Vec::new(),
             promises: Vec::new(),
@@ -146,9 +152,9 @@ impl View {
                 self.given_pools.insert(pool.name.clone(), (entry.created, pool.clone()));
                 self.judge_pools()
             }
-            Record::Node(node) => self.set_node(&node.name, Some(Arc::new(node.clone()))),
-            Record::Block(block) => self.put_block(block.clone()),
-            Record::Lease(_) => Changed::default(),
+            Record::Node(node) => self.set_node(&node.name, Some((Arc::new(node.clone()), entry.created))),
+            Record::Block(block) => self.put_block(block.clone(), entry.created),
+            Record::Lease(lease) => self.set_alive(&lease.node, true),
         }
     }
 
@@ -161,7 +167,7 @@ impl View {
             }
             Key::Node(name) => self.set_node(name, None),
             Key::Block(cidr) => self.remove_block(*cidr),
-            Key::Lease(_) => Changed::default(),
+            Key::Lease(name) => self.set_alive(name, false),
         }
     }
 
@@ -172,7 +178,9 @@ impl View {
         }
         // This host does not count as a peer, so its name has to be known to the counts.
         debug_assert_eq!(local.node, self.local.node);
+        let before: Vec<IpAddr> = self.own_addresses().collect();
         self.local = local;
+        self.judge_own_addresses(&before);
         self.promises = promises(self);
         Changed::all()
     }
@@ -191,7 +199,8 @@ impl View {
     pub fn known_keys(&self) -> Vec<Key> {
         let pools = self.given_pools.keys().cloned().map(Key::Pool);
         let nodes = self.nodes.keys().cloned().map(Key::Node);
-        pools.chain(nodes).chain(self.owners.keys().copied().map(Key::Block)).collect()
+        let leases = self.addresses.alive.iter().cloned().map(Key::Lease);
+        pools.chain(nodes).chain(self.recorded.keys().copied().map(Key::Block)).chain(leases).collect()
     }
 
     /// The peers: every node but this one.
@@ -287,29 +296,49 @@ impl View {
         self.lacking.get(&family).is_some_and(|count| *count > 0)
     }
 
-    /// Every prefix that is a block of somebody's.
-    pub fn taken_blocks(&self) -> impl Iterator<Item = (&Prefix, &NodeName)> {
-        self.owners.iter()
+    /// Blocks that are recorded but not in force: they overlap older ones.
+    pub fn refused_blocks(&self) -> impl Iterator<Item = &Block> {
+        self.recorded.refused()
+    }
+
+    /// Why a peer is not sent to, if another node is at its address.
+    #[must_use]
+    pub fn refused_node(&self, name: &NodeName) -> Option<&Problem> {
+        self.addresses.refused.get(name)
+    }
+
+    /// Nodes whose agent shows signs of life.
+    #[must_use]
+    pub fn alive(&self) -> &BTreeSet<NodeName> {
+        &self.addresses.alive
     }
 
     /// What is wrong with the records.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.pool_problems.iter()
+        self.pool_problems.iter().chain(self.recorded.problems())
     }
 
     /// Takes in a node's record, or its end.
-    fn set_node(&mut self, name: &NodeName, new: Option<Arc<Node>>) -> Changed {
+    fn set_node(&mut self, name: &NodeName, new: Option<(Arc<Node>, u64)>) -> Changed {
         let old = match &new {
-            Some(new) => self.nodes.insert(name.clone(), Arc::clone(new)),
+            Some((new, _)) => self.nodes.insert(name.clone(), Arc::clone(new)),
             None => self.nodes.remove(name),
         };
-        if old == new {
-            return Changed::default();
+        // The record's age counts among those at one address.
+        let mut changed = self.move_node(name, old.as_deref(), new.as_ref().map(|(new, created)| (&**new, *created)));
+        let new = new.map(|(new, _)| new);
+        if old != new {
+            changed.merge(self.concerned(name, old.as_deref(), new.as_deref()));
         }
+        changed
+    }
+
+    /// Whose objects hang on what is new of a node's record.
+    fn concerned(&mut self, name: &NodeName, old: Option<&Node>, new: Option<&Node>) -> Changed {
         // In before out: what both have is never counted as gone in between.
-        let mut concerns_all = new.as_ref().is_some_and(|new| self.count(new, true));
-        concerns_all |= old.as_ref().is_some_and(|old| self.count(old, false));
-        let is_same = |same: fn(&Node, &Node) -> bool| match (&old, &new) {
+        let mut concerns_all = new.is_some_and(|new| self.count(new, true));
+        concerns_all |= old.is_some_and(|old| self.count(old, false));
+        let is_same = |same: fn(&Node, &Node) -> bool| match (old, new) {
             (Some(old), Some(new)) => same(old, new),
             _ => false,
         };
@@ -353,34 +382,6 @@ impl View {
             }
         }
         crosses
-    }
-
-    fn put_block(&mut self, block: Block) -> Changed {
-        let cidr = block.cidr;
-        if self.blocks.get(&block.owner).is_some_and(|blocks| blocks.contains(&block)) {
-            return Changed::default();
-        }
-        let mut changed = self.remove_block(cidr);
-        changed.sources.insert(self.source_of(&block.owner));
-        self.owners.insert(cidr, block.owner.clone());
-        let blocks = self.blocks.entry(block.owner.clone()).or_insert_with(|| Vec::with_capacity(1));
-        blocks.insert(blocks.partition_point(|other| other.cidr < cidr), block);
-        changed
-    }
-
-    fn remove_block(&mut self, cidr: Prefix) -> Changed {
-        let Some(owner) = self.owners.remove(&cidr) else { return Changed::default() };
-        if let Some(blocks) = self.blocks.get_mut(&owner) {
-            blocks.retain(|block| block.cidr != cidr);
-            if blocks.is_empty() {
-                self.blocks.remove(&owner);
-            }
-        }
-        Changed::one(self.source_of(&owner))
-    }
-
-    fn source_of(&self, node: &NodeName) -> Source {
-        if *node == self.local.node { Source::Local } else { Source::Peer(node.clone()) }
     }
 
     /// Decides anew which pools are in force: the oldest first, each unless it is faulty or clashes with one before it.

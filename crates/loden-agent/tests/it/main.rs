@@ -1,6 +1,7 @@
 //! The reconciler on the fake kernel: restarts, drift, faults at every step.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
 
+mod blocks;
 mod cluster;
 mod double;
 mod journal;

@@ -48,7 +48,7 @@ async fn an_agent_that_starts_meanwhile_runs_on_the_view_on_disk_and_writes_noth
     assert_eq!(again.reconciler.kernel().writes.len(), 0);
     assert_eq!(again.reconciler.kernel().objects, kernel.objects);
     assert!(again.reconciler.facts().mtu_pod.is_some(), "pods can be served");
-    assert!(again.reconciler.alive().is_empty(), "nobody has shown signs of life");
+    assert!(!again.reconciler.is_alive(&"n0".parse().expect("name")), "nobody has shown signs of life");
     {
         let health = again.health.borrow();
         assert_eq!((health.view, health.up), (Some(ViewOrigin::Disk), false));

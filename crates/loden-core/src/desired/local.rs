@@ -180,6 +180,10 @@ pub(super) fn peer(view: &View, name: &NodeName) -> Wishes {
         );
         return out;
     };
+    if let Some(problem) = view.refused_node(name) {
+        out.problems.push(problem.clone());
+        return out;
+    }
     let mut served: Vec<(&Pool, &Block)> = Vec::with_capacity(blocks.len());
     for block in blocks {
         let pool = view.pools.get(&block.pool).filter(|pool| pool.cidr.covers(block.cidr));

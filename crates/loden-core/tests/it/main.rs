@@ -10,6 +10,7 @@ mod flannel_layout;
 mod fuzzed;
 mod golden;
 mod hostile;
+mod lies;
 mod order;
 mod picture;
 mod pools;

@@ -6,7 +6,7 @@ use loden_core::config::cluster::parse_pools;
 use loden_core::desired::{Desired, Source};
 use loden_core::kernel::{Key, Object};
 use loden_core::model::{
-    BackendConfig, Block, Entry, Family, Mac, Node, NodeName, PerFamily, Pool, Receive, Record, Vni,
+    BackendConfig, Block, Entry, Family, Lease, Mac, Node, NodeName, PerFamily, Pool, Prefix, Receive, Record, Vni,
 };
 use loden_core::plan::{Plan, Step, Verb};
 use loden_core::underlay::Underlay;
@@ -44,6 +44,9 @@ fn name(n: u8) -> NodeName {
 fn entry(record: Record) -> Entry {
     let created = match &record {
         Record::Pool(pool) if pool.name.as_str() == "late" => 9,
+        // Some are of one age: then the text decides.
+        Record::Block(block) => 1 + u64::from(block.owner.as_str().bytes().last().unwrap_or(0) + block.cidr.len()) % 4,
+        Record::Node(node) => 1 + u64::from(node.name.as_str().bytes().last().unwrap_or(0)) % 3,
         _ => 1,
     };
     Entry { record, created, revision: created }
@@ -86,8 +89,10 @@ fn node() -> impl Strategy<Value = Record> {
     let receives = proptest::collection::vec(receive, 0..4);
     let sends = proptest::collection::btree_set(backend(), 0..3);
     // Some nodes share a VTEP's address, as cloned machines do: their wishes contend for one FDB entry.
-    (0..HOSTS, 0..2_u8, any::<bool>(), any::<bool>(), any::<bool>(), receives, sends, 0..8_u8).prop_map(
-        |(n, install, has_v4, has_v6, is_onlink, mut receives, sends, clone)| {
+    // Some say that they are where another is.
+    let place = (any::<bool>(), prop_oneof![4 => Just(None), 1 => (0..HOSTS).prop_map(Some)]);
+    (0..HOSTS, 0..2_u8, any::<bool>(), any::<bool>(), place, receives, sends, 0..8_u8).prop_map(
+        |(n, install, has_v4, has_v6, (is_onlink, twin), mut receives, sends, clone)| {
             for receive in &mut receives {
                 if let Receive::Vxlan { mac, .. } = receive {
                     *mac = Mac([2, 0, 0, 0, 0, clone.min(n + 1)]);
@@ -98,7 +103,7 @@ fn node() -> impl Strategy<Value = Record> {
                 name: name(n),
                 uid: uid(n, install),
                 underlay: PerFamily {
-                    v4: has_v4.then(|| [192, 0, segment, n + 1].into()),
+                    v4: has_v4.then(|| [192, 0, segment, twin.unwrap_or(n) + 1].into()),
                     v6: has_v6.then(|| format!("2001:db8::{}", n + 1).parse().expect("address")),
                 },
                 public: PerFamily::default(),
@@ -118,23 +123,32 @@ fn uid(n: u8, install: u8) -> loden_core::model::NodeUid {
 }
 
 fn block() -> impl Strategy<Value = Record> {
-    (select(vec!["four", "six", "late", "gone"]), 0..8_u8, 0..HOSTS, 0..2_u8).prop_map(|(pool, k, owner, install)| {
-        let cidr = match pool {
-            "six" => format!("fd00:244:0:{k}::/64"),
-            "late" => format!("10.244.{}.0/24", 200 + k),
-            _ => format!("10.244.{k}.0/24"),
-        };
-        Record::Block(Block {
-            cidr: cidr.parse().expect("prefix"),
-            pool: pool.parse().expect("name"),
-            owner: name(owner),
-            owner_uid: uid(owner, install),
-        })
-    })
+    let len = prop_oneof![5 => Just(24_u8), 1 => Just(22), 1 => Just(23), 1 => Just(26)];
+    (select(vec!["four", "six", "late", "gone"]), 0..8_u8, 0..HOSTS, 0..2_u8, len).prop_map(
+        |(pool, k, owner, install, len)| {
+            let cidr = match pool {
+                "six" => format!("fd00:244:0:{k}::/64"),
+                "four" if len != 24 => Prefix::holding([10, 244, k, 64].into(), len).to_string(),
+                "late" => format!("10.244.{}.0/24", 200 + k),
+                _ => format!("10.244.{k}.0/24"),
+            };
+            Record::Block(Block {
+                cidr: cidr.parse().expect("prefix"),
+                pool: pool.parse().expect("name"),
+                owner: name(owner),
+                owner_uid: uid(owner, install),
+            })
+        },
+    )
+}
+
+fn lease() -> impl Strategy<Value = Record> {
+    let lease = |n| Lease { node: name(n), uid: uid(n, 0), instance: "now".to_owned() };
+    (0..HOSTS).prop_map(move |n| Record::Lease(lease(n)))
 }
 
 fn record() -> impl Strategy<Value = Record> {
-    prop_oneof![1 => pool(), 3 => node(), 4 => block()]
+    prop_oneof![1 => pool(), 3 => node(), 4 => block(), 1 => lease()]
 }
 
 fn records() -> impl Strategy<Value = Vec<Record>> {
@@ -311,7 +325,7 @@ fn peer(n: u32) -> [Record; 2] {
     }];
     let pool: loden_core::model::PoolName = "big".parse().expect("name");
     let sends = BTreeMap::from([(pool.clone(), BTreeSet::from([big_pool().backend]))]);
-    let v6 = Some(format!("2001:db8::{n:x}").parse().expect("address"));
+    let v6 = Some(format!("2001:db8::9:{n:x}").parse().expect("address"));
     let underlay = PerFamily { v4: Some([198, 18, a, b].into()), v6 };
     let node = Node {
         name: name.clone(),

@@ -43,7 +43,7 @@ fn check(iface: &[&str], regex: Option<&dyn Fn(&str) -> bool>, can_reach: bool, 
         let addr = addr.parse().expect("address");
         dialled.set(Family::of(addr), addr);
     }
-    let wish = Wish { iface: &iface, iface_regex: regex, can_reach, public: dialled };
+    let wish = Wish { iface: &iface, iface_regex: regex, can_reach, public: dialled, asked: PerFamily::default() };
     let outcome = match choose(&host(), &wish) {
         Ok(chosen) => {
             let addresses: Vec<_> = chosen.addresses.iter().map(|(_, addr)| addr.to_string()).collect();
@@ -105,5 +105,25 @@ fn without_a_default_route_it_is_said_how_to_name_a_link() {
         error.to_string(),
         "no interface fits the default route (there is none; `iface` names an interface without one); this host has lo, eth0, \
          eth1, eth2, wg0. It is chosen as soon as it appears"
+    );
+}
+
+#[test]
+fn what_the_record_asks_for_is_served_at_unless_the_host_itself_is_told_otherwise() {
+    let asked = |addr: &str| PerFamily { v4: Some(addr.parse().expect("address")), v6: None };
+    let choose = |iface: &[String], can_reach, public, addr| {
+        let wish = Wish { iface, iface_regex: None, can_reach, public, asked: asked(addr) };
+        choose(&host(), &wish).map(|chosen| format!("{} {:?}", chosen.ifname, chosen.addresses.v4))
+    };
+    let none = PerFamily::default();
+    assert_eq!(choose(&[], false, none, "192.0.2.9"), Ok("eth0 Some(192.0.2.9)".to_owned()));
+    assert_eq!(choose(&[], false, none, "198.51.100.1"), Ok("eth1 Some(198.51.100.1)".to_owned()));
+    assert_eq!(choose(&["eth0".to_owned()], false, none, "198.51.100.1"), Ok("eth0 Some(192.0.2.1)".to_owned()));
+    assert_eq!(choose(&[], true, none, "192.0.2.9"), Ok("eth1 Some(198.51.100.1)".to_owned()));
+    assert_eq!(choose(&[], false, asked("192.0.2.1"), "198.51.100.1"), Ok("eth0 Some(192.0.2.1)".to_owned()));
+    let error = choose(&[], false, none, "192.0.2.77").expect_err("no link has it");
+    assert!(
+        error.to_string().starts_with("no interface fits 192.0.2.77, which this node's record asks for; "),
+        "{error}"
     );
 }
