@@ -89,8 +89,8 @@ pub struct Meta {
     pub uid: String,
     /// Its revision. The API's concepts say since 1.35 that it is a number that grows; it has always been etcd's.
     pub resource_version: String,
-    /// When it was made (RFC 3339, in whole seconds).
-    pub creation_timestamp: String,
+    /// When it was made (RFC 3339, in whole seconds); a bookmark's is null.
+    pub creation_timestamp: Option<String>,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
 }
@@ -103,7 +103,7 @@ impl Meta {
 
     /// When it was made, as a number that grows with time: seconds since 1970.
     pub fn created(&self) -> u64 {
-        seconds(&self.creation_timestamp).unwrap_or(0)
+        self.creation_timestamp.as_deref().and_then(seconds).unwrap_or(0)
     }
 }
 
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_line_is_read_as_what_it_is() {
         let line =
-            r#"{"type":"BOOKMARK","object":{"kind":"PartialObjectMetadata","metadata":{"resourceVersion":"7"}}}"#;
+            r#"{"type":"BOOKMARK","object":{"kind":"PartialObjectMetadata","metadata":{"resourceVersion":"7","creationTimestamp":null}}}"#;
         assert!(matches!(serde_json::from_str(line), Ok(Line::Bookmark(object)) if object.metadata.revision() == 7));
         let line = r#"{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old"}}"#;
         let Ok(Line::Error(status)) = serde_json::from_str(line) else { panic!("an error") };

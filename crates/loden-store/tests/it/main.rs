@@ -6,6 +6,8 @@ mod etcd;
 mod faults;
 #[cfg(feature = "etcd")]
 mod flannel;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 
 use std::sync::Arc;
 use std::time::Duration;

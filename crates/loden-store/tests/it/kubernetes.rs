@@ -1,0 +1,260 @@
+//! The store in Kubernetes: a suite that runs against the double in every run, and against a real API server when `LODEN_KUBERNETES`
+//! names an administrator's kubeconfig (deploy/crds.yaml applied); and what only a double can do.
+
+mod bytes;
+mod claims;
+mod cluster;
+mod double;
+mod faults;
+mod pod_cidrs;
+mod roles;
+mod schema;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::discovery::ApiResource;
+use loden_core::model::{Entry, Key, Node, NodeName, Prefix, Record};
+use loden_store::kubernetes::Kubernetes;
+use loden_store::{Change, Listing, Store, Watch};
+use serde_json::{Value, json};
+
+use double::Double;
+use roles::Role;
+
+/// flannel's net-conf.json of these tests. The addresses are for documentation and for tests, so a real cluster has others.
+const NET_CONF: &str = r#"{"Network": "198.18.0.0/16", "EnableIPv6": true, "IPv6Network": "2001:db8:f000::/48",
+    "Backend": {"Type": "vxlan"}}"#;
+
+/// A cluster to test with.
+struct Bench {
+    /// The double, unless it is a real one.
+    double: Option<Double>,
+    kubeconfig: PathBuf,
+    net_conf: PathBuf,
+    admin: kube::Client,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn new(role: Role) -> Self {
+        match std::env::var_os("LODEN_KUBERNETES") {
+            Some(kubeconfig) => Self::made(None, kubeconfig.into()).await,
+            None => Self::of(Double::start(role).await).await,
+        }
+    }
+
+    async fn of(double: Double) -> Self {
+        let kubeconfig = double.path("agent");
+        Self::made(Some(double), kubeconfig).await
+    }
+
+    async fn made(double: Option<Double>, kubeconfig: PathBuf) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let net_conf = dir.path().join("net-conf.json");
+        std::fs::write(&net_conf, NET_CONF).expect("written");
+        let admins = double.as_ref().map_or_else(|| kubeconfig.clone(), |double| double.path("admin"));
+        let config = kube::config::Kubeconfig::read_from(admins).expect("a kubeconfig");
+        let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.expect("a configuration");
+        let admin = kube::Client::try_from(config).expect("a client");
+        let bench = Self { double, kubeconfig, net_conf, admin, _dir: dir };
+        if bench.double.is_none() {
+            bench.sweep().await;
+        }
+        bench
+    }
+
+    /// Takes away what an earlier run has left in a real cluster.
+    async fn sweep(&self) {
+        for kind in ["Node", "Pool", "Block"] {
+            let all = self.api(kind).list(&Default::default()).await.expect("lists");
+            for object in all.items {
+                let name = object.metadata.name.expect("a name");
+                if name.starts_with("suite-") || name.starts_with("198-18-") {
+                    self.api(kind).delete(&name, &DeleteParams::default()).await.expect("removed");
+                }
+            }
+        }
+    }
+
+    fn double(&self) -> &Double {
+        self.double.as_ref().expect("a test of the double alone")
+    }
+
+    /// A handle as an agent has it, on the nodes' podCIDRs.
+    async fn on_pod_cidrs(&self) -> Kubernetes {
+        self.open(&format!("&net_conf={}", self.net_conf.display())).await
+    }
+
+    /// A handle as an agent has it, on loden's own pools.
+    async fn on_pools(&self) -> Kubernetes {
+        self.open("").await
+    }
+
+    async fn open(&self, more: &str) -> Kubernetes {
+        let address = format!("kubernetes:?kubeconfig={}{more}", self.kubeconfig.display());
+        Kubernetes::open(&address_of(&address)).await.expect("opens")
+    }
+
+    fn api(&self, kind: &str) -> Api<DynamicObject> {
+        let (group, version) = if kind == "Node" { ("", "v1") } else { ("loden.dev", "v1alpha1") };
+        let gvk = kube::core::GroupVersionKind::gvk(group, version, kind);
+        Api::all_with(self.admin.clone(), &ApiResource::from_gvk(&gvk))
+    }
+
+    /// Makes a Node as a kubelet and a controller manager do.
+    async fn node(&self, name: &str, cidrs: &[&str]) -> DynamicObject {
+        // The age of objects counts, and Kubernetes keeps it in seconds.
+        if self.double.is_none() {
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+        }
+        let spec = match cidrs.first() {
+            Some(first) => json!({"podCIDR": first, "podCIDRs": cidrs}),
+            None => json!({}),
+        };
+        self.make("Node", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": spec})).await
+    }
+
+    async fn make(&self, kind: &str, object: Value) -> DynamicObject {
+        let object = serde_json::from_value(object).expect("an object");
+        self.api(kind).create(&PostParams::default(), &object).await.expect("made")
+    }
+
+    async fn annotate(&self, name: &str, annotations: Value) -> DynamicObject {
+        let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+        self.api("Node").patch(name, &PatchParams::default(), &patch).await.expect("annotated")
+    }
+
+    /// What a kubelet does every few minutes and with each change of its pods.
+    async fn beat(&self, name: &str, n: u32) {
+        let patch = Patch::Merge(json!({"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": n}}}}));
+        self.api("Node").patch_status(name, &PatchParams::default(), &patch).await.expect("a beat");
+    }
+
+    async fn remove(&self, kind: &str, name: &str) {
+        self.api(kind).delete(name, &DeleteParams::default()).await.expect("removed");
+    }
+
+    async fn annotations(&self, name: &str) -> BTreeMap<String, String> {
+        self.api("Node").get(name).await.expect("there").metadata.annotations.unwrap_or_default()
+    }
+
+    /// Nothing was asked for that the role does not allow.
+    fn asked_for_nothing_else(&self) {
+        if let Some(double) = &self.double {
+            assert!(double.log().refused.is_empty(), "not in the role: {:?}", double.log().refused);
+        }
+    }
+}
+
+fn address_of(text: &str) -> loden_core::config::store::KubernetesAddress {
+    match text.parse() {
+        Ok(loden_core::config::store::StoreAddress::Kubernetes(address)) => address,
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+fn node_record(name: &str, uid: &str, mac: u8) -> Node {
+    let value = json!({
+        "name": name, "uid": uid, "underlay": {"v4": format!("192.0.2.{mac}")}, "labels": {"zone": "a"},
+        "receives": [{"type": "vxlan", "vni": 1, "underlay": "v4", "mac": format!("02:00:00:00:00:{mac:02x}"), "port": 8472}],
+        "sends": {"flannel": [{"type": "vxlan", "vni": 1, "port": 8472}]}, "fromTheFuture": {"x": [1, 2]},
+    });
+    serde_json::from_value(value).expect("a node")
+}
+
+/// The annotations of a flanneld.
+fn flannels(n: u8) -> Value {
+    json!({
+        "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+        "flannel.alpha.coreos.com/backend-type": "vxlan",
+        "flannel.alpha.coreos.com/backend-data": format!("{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:{n:02x}\"}}"),
+        "flannel.alpha.coreos.com/public-ip": format!("192.0.2.{n}"),
+    })
+}
+
+fn node_key(name: &str) -> Key {
+    Key::Node(name.parse().expect("a name"))
+}
+
+fn block_key(cidr: &str) -> Key {
+    Key::Block(cidr.parse().expect("a prefix"))
+}
+
+fn find(listing: &Listing, key: &Key) -> Option<Entry> {
+    listing.entries.iter().find(|entry| entry.record.key() == *key).cloned()
+}
+
+fn owner(entry: Option<Entry>) -> Option<(String, String)> {
+    match entry?.record {
+        Record::Block(block) => Some((block.owner.to_string(), block.owner_uid.to_string())),
+        other => panic!("a block: {other:?}"),
+    }
+}
+
+/// What a watcher makes of a listing and the changes behind it.
+struct Follower {
+    entries: BTreeMap<Key, Entry>,
+    flaws: BTreeMap<String, String>,
+    watch: Watch,
+    changes: Vec<Change>,
+}
+
+impl Follower {
+    async fn new(store: &Kubernetes) -> Self {
+        let listing = store.list().await.expect("lists");
+        let watch = store.watch(listing.revision).await.expect("watches");
+        let entries = listing.entries.into_iter().map(|entry| (entry.record.key(), entry)).collect();
+        Self { entries, flaws: listing.flaws, watch, changes: Vec::new() }
+    }
+
+    /// Follows until something is so.
+    async fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        while !is_so(self) {
+            let change = tokio::time::timeout(Duration::from_secs(20), self.watch.next()).await;
+            let change = change.unwrap_or_else(|_| panic!("in time: {what}; {:#?} {:#?}", self.entries.keys(), self.flaws));
+            self.take_in(change.unwrap_or_else(|error| panic!("{what}: {error}")));
+        }
+    }
+
+    fn take_in(&mut self, change: Change) {
+        match change.clone() {
+            Change::Put(entry) => drop(self.entries.insert(entry.record.key(), entry)),
+            Change::Delete { key, .. } => drop(self.entries.remove(&key)),
+            Change::Flaw { place, cause: Some(cause), .. } => drop(self.flaws.insert(place, cause)),
+            Change::Flaw { place, cause: None, .. } => drop(self.flaws.remove(&place)),
+        }
+        self.changes.push(change);
+    }
+
+    fn node(&self, name: &str) -> Option<&Node> {
+        match &self.entries.get(&node_key(name))?.record {
+            Record::Node(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    fn owner(&self, cidr: &str) -> Option<(String, String)> {
+        owner(self.entries.get(&block_key(cidr)).cloned())
+    }
+
+    /// The records and flaws of a cluster in which others live, too.
+    fn picture(&self) -> (BTreeMap<Key, Record>, BTreeMap<String, String>) {
+        (self.entries.iter().map(|(key, entry)| (key.clone(), entry.record.clone())).collect(), self.flaws.clone())
+    }
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().expect("a prefix")
+}
+
+fn name(text: &str) -> NodeName {
+    text.parse().expect("a name")
+}
+
+fn shared(store: Kubernetes) -> Arc<dyn Store> {
+    Arc::new(store)
+}
