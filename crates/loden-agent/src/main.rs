@@ -147,6 +147,7 @@ fn run(args: &Args) -> Result<(), AgentError> {
             labels: who.labels.clone(),
             bridge: config.bridge,
             found: kernel.addresses_of_devices().map_err(kernel_error)?,
+            rules: config.rules,
             underlay: None,
         },
         finder,

@@ -38,6 +38,26 @@ pub struct Local {
     /// Ethernet addresses of bridges and VXLAN devices that were there when the agent started, whoever made them: pods and peers
     /// know them, so they stay (a node that changes hands in place).
     pub found: BTreeMap<IfName, Mac>,
+    /// Which rules this host has for its pods' traffic.
+    pub rules: HostRules,
+}
+
+/// What the operator of this host says about rules for its pods' traffic, beside what pools say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostRules {
+    /// Whether this host masquerades; `None`: as each pool says, which is about what leaves the pools. `Some(true)`: what enters
+    /// them from elsewhere by this host, too.
+    pub masquerade: Option<bool>,
+    /// Whether what is forwarded for pods is let through.
+    pub forward: bool,
+    /// Whether what goes to this host's blocks and is not reached by their bridge is dropped, not sent to the default gateway.
+    pub blackhole: bool,
+}
+
+impl Default for HostRules {
+    fn default() -> Self {
+        Self { masquerade: None, forward: true, blackhole: false }
+    }
 }
 
 impl Local {

@@ -198,6 +198,7 @@ fn view(peers: u32) -> View {
         labels: Default::default(),
         bridge: name("cni0"),
         found: BTreeMap::new(),
+        rules: loden_core::view::HostRules::default(),
         underlay: Some(underlay),
     };
     let mut view = View::new(local);

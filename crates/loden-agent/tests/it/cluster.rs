@@ -82,6 +82,7 @@ pub fn reconciler(kernel: FakeKernel) -> Reconciler<FakeKernel> {
         labels: Default::default(),
         bridge: "cni0".parse().expect("name"),
         found: std::collections::BTreeMap::new(),
+        rules: loden_core::view::HostRules::default(),
         underlay: Some(underlay),
     };
     Reconciler::new(kernel, local)

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::ConfigError;
 use super::fields::{Fields, nearest};
 use crate::model::{Family, IfName, NodeName, PerFamily};
+use crate::view::HostRules;
 
 /// What `lodend` is told about its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,14 @@ pub struct NodeConfig {
     pub log_json: bool,
     /// `log_level`: a filter such as `info` or `lodend=debug`; default `info`.
     pub log_level: String,
+    /// `masquerade`: whether this host masquerades; default: what leaves a pool is, as the pool's `nat_outgoing` says. `true`: what
+    /// leaves any pool, and what enters them by this host from elsewhere; `false`: nothing. `forward_rules`: whether what is
+    /// forwarded for pods is let through; default true. `blackhole_route`: whether this host's blocks have a route to nowhere behind
+    /// that of the bridge; default false.
+    pub rules: HostRules,
+    /// `subnet_file`: flannel's `subnet.env`, written for its CNI plugin and others that read it; a block that it names at the start is
+    /// asked for again, and the rules that flanneld left are removed. Default: none.
+    pub subnet_file: Option<String>,
     /// `resync_seconds`: how often everything is looked at again though nothing was reported; 5 to 86400, default 60.
     pub resync_seconds: u32,
     /// `block_idle_seconds`: how long a block stays without a pod before it is given back; 0: it is kept; at most 31536000, default 600.
@@ -90,6 +99,12 @@ impl NodeConfig {
             listen: fields.parsed_as("listen", "an address with a port was meant, such as 127.0.0.1:9476")?,
             log_json,
             log_level: text(&mut fields, "log_level", "info")?,
+            rules: HostRules {
+                masquerade: fields.flag("masquerade")?,
+                forward: fields.flag("forward_rules")?.unwrap_or(true),
+                blackhole: fields.flag("blackhole_route")?.unwrap_or(false),
+            },
+            subnet_file: fields.text("subnet_file")?,
             resync_seconds: fields.number("resync_seconds", 5, 86_400)?.unwrap_or(60),
             block_idle_seconds: fields.number("block_idle_seconds", 0, 31_536_000)?.unwrap_or(600),
         };

@@ -11,6 +11,9 @@ use crate::masquerade;
 use crate::model::{Attach, AttachmentKey, Block, Family, NodeName, Pool, Prefix, Receive, Vni};
 use crate::view::{Problem, View};
 
+/// The priority of a route to nowhere: behind those that the kernel makes for a link's own prefix, which are 0 and in IPv6 256.
+const BLACKHOLE_PRIORITY: u32 = 4096;
+
 /// What this host tells its peers and its plugin, as soon as its kernel is as wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
@@ -80,9 +83,12 @@ pub(super) fn local(view: &View) -> Wishes {
             out.want(Key::Sysctl(path), Object::Sysctl(1), "forwarding");
         }
     }
-    let table = masquerade::table(view.pools.values());
+    let table = masquerade::table(view);
     out.want(Key::Nft, Object::Nft(Box::new(table)), "masquerade and forwarding");
     bridge(view, mtu, &mut out);
+    if view.local.rules.blackhole {
+        blackholes(view, &mut out);
+    }
     for pool in view.pools.values() {
         out.serve(Some(pool.name.clone()));
         let cx = Context { view, underlay, pool };
@@ -155,6 +161,19 @@ fn bridge(view: &View, mtu: u32, out: &mut Wishes) {
             if let Some(net) = gateway(block) {
                 out.want(Key::Address(dev, net), Object::Address { ours: true }, "pods' gateway");
             }
+        }
+    }
+    out.serve(None);
+}
+
+/// Routes to nowhere for this host's blocks, behind those of the bridge: without it a packet to one of its pods would go to the
+/// default gateway, which may send it back.
+fn blackholes(view: &View, out: &mut Wishes) {
+    for pool in view.pools.values() {
+        out.serve(Some(pool.name.clone()));
+        for block in view.own_blocks_in(pool) {
+            let key = Key::Route(block.cidr, BLACKHOLE_PRIORITY);
+            out.want(key, Object::Route(Via::Blackhole), "nowhere else");
         }
     }
     out.serve(None);

@@ -27,6 +27,7 @@ fn local() -> Local {
         labels: BTreeMap::new(),
         bridge: "cni0".parse().expect("name"),
         found: BTreeMap::new(),
+        rules: loden_core::view::HostRules::default(),
         underlay: Some(Underlay {
             ifname: "eth0".parse().expect("name"),
             mtu: 1500,

@@ -8,7 +8,7 @@ use loden_core::config::cluster::parse_pools;
 use loden_core::desired::Desired;
 use loden_core::model::{Attachment, Block, Entry, Node, Record};
 use loden_core::underlay::Underlay;
-use loden_core::view::{Changed, Local, View};
+use loden_core::view::{Changed, HostRules, Local, View};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -41,6 +41,9 @@ struct Host {
     uid: String,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    masquerade: Option<bool>,
+    forward_rules: Option<bool>,
+    blackhole_route: Option<bool>,
 }
 
 /// Reads a picture.
@@ -52,6 +55,11 @@ pub fn read(text: &str) -> View {
         labels: picture.local.labels,
         bridge: "cni0".parse().expect("interface name"),
         found: BTreeMap::new(),
+        rules: HostRules {
+            masquerade: picture.local.masquerade,
+            forward: picture.local.forward_rules.unwrap_or(true),
+            blackhole: picture.local.blackhole_route.unwrap_or(false),
+        },
         underlay: picture.underlay,
     });
     let pools = parse_pools(serde_json::json!({ "pool": picture.pool })).expect("pools");

@@ -12,6 +12,7 @@ fn view() -> View {
         labels: Default::default(),
         bridge: "cni0".parse().expect("name"),
         found: std::collections::BTreeMap::new(),
+        rules: loden_core::view::HostRules::default(),
         underlay: None,
     })
 }

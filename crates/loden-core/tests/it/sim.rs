@@ -208,6 +208,7 @@ impl Host {
             labels: BTreeMap::new(),
             bridge: "cni0".parse().expect("name"),
             found: BTreeMap::new(),
+            rules: loden_core::view::HostRules::default(),
             underlay: Some(underlay),
         };
         Self {

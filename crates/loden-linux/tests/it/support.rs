@@ -190,6 +190,7 @@ pub fn view(peers: u32) -> View {
         labels: Default::default(),
         bridge: ifname("cni0"),
         found: std::collections::BTreeMap::new(),
+        rules: loden_core::view::HostRules::default(),
         underlay: Some(underlay),
     };
     let mut view = View::new(local);
