@@ -133,7 +133,7 @@ pub fn refused(error: ReserveError) -> CniError {
         ReserveError::UnderWay(_) | ReserveError::Closed => CniError::new(Code::TryAgain, error.to_string()),
         ReserveError::Withdrawn => CniError::new(Code::TryAgain, error.to_string()),
         ReserveError::Exhausted(_) => CniError::new(Code::NoAddress, "no address is free").with(error.to_string()),
-        ReserveError::Taken { .. } | ReserveError::Outside { .. } => {
+        ReserveError::Taken { .. } | ReserveError::Elsewhere { .. } | ReserveError::Outside { .. } => {
             CniError::new(Code::NoAddress, "the address that is asked for cannot be given").with(error.to_string())
         }
         ReserveError::PortTaken { .. } => {

@@ -22,6 +22,7 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     if there.is_none() {
         delegate::forget_unknown(call)?;
     }
+    delegate::forget_former(call, &key)?;
     let freed = call.ledger().release(&key);
     freed.map_err(|error| failed(format!("the addresses of {key} cannot be freed"), &error))?;
     fault::point("del-freed");

@@ -1,12 +1,13 @@
 //! Parts of the work that the configuration gives to another plugin.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use loden_core::cni::{CniError, Code, IpamSource, MakeConf, Success};
-use loden_core::model::{Attachment, Delegate};
+use loden_core::model::{Attachment, AttachmentKey, Delegate};
 use loden_linux::delegate::{self, PATIENCE, PATIENCE_STATUS, Subject};
-use loden_linux::fault;
 use loden_linux::ledger::Reservation;
+use loden_linux::netns::NetNs;
+use loden_linux::{LinuxError, fault, veth};
 use serde_json::Value;
 
 use crate::{Call, failed};
@@ -72,6 +73,23 @@ pub fn tell_ipam(call: &Call, verb: &str) -> Result<(), CniError> {
 pub fn forget_unknown(call: &Call) -> Result<(), CniError> {
     let netns = call.environment.netns.as_deref().unwrap_or_default();
     call_ipam(call, "DEL", Subject { key: Some(&call.key()?), netns })
+}
+
+/// DEL of a pod that the plugin host-local gave an address, as before this one took its place, together with the plugin that made
+/// the interface: that goes first, since an address is free only when nothing has it any more.
+pub fn forget_former(call: &Call, key: &AttachmentKey) -> Result<(), CniError> {
+    let fail = |error: LinuxError| failed(format!("what host-local gave {key} cannot be freed"), &error);
+    let Some(former) = call.host_local() else { return Ok(()) };
+    if !former.knows(key).map_err(fail)? {
+        return Ok(());
+    }
+    // A namespace that has gone took its interface with it; the host's own has no pod's.
+    let netns = NetNs::open(Path::new(call.environment.netns.as_deref().unwrap_or_default())).ok();
+    let own = NetNs::current().map_err(fail)?;
+    if let Some(netns) = netns.filter(|netns| netns.identity() != own.identity()) {
+        netns.visit(|| veth::delete(key.ifname)).and_then(|deleted| deleted).map_err(fail)?;
+    }
+    former.release(key).map_err(fail)
 }
 
 fn call_ipam(call: &Call, verb: &str, subject: Subject<'_>) -> Result<(), CniError> {

@@ -2,15 +2,18 @@
 //! is this one too, unless it is one that it cannot stand for.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use loden_core::cni::flannel::{self, Rendered};
 use loden_core::cni::{self, CniError, Code, HostFacts, NetConf, Role, Verb};
 use loden_core::dialect::flannel::SubnetEnv;
+use loden_linux::delegate::{PATIENCE, Subject};
 use loden_linux::ledger::Reservation;
+use loden_linux::run_dir::remove_file;
 use serde_json::Value;
 
 use crate::add::{open_netns, refused};
-use crate::{Call, add, delegate, failed, status};
+use crate::{Call, add, del, delegate, failed, status};
 
 /// Answers ADD.
 pub fn add(call: &Call) -> Result<Value, CniError> {
@@ -25,6 +28,40 @@ pub fn add(call: &Call) -> Result<Value, CniError> {
 pub fn status(call: &Call) -> Result<(), CniError> {
     let rendered = render(call, Code::NotAvailable)?;
     as_role(call, &rendered, Verb::Status)?.map_or(Ok(()), |call| status::run(&call))
+}
+
+/// Answers DEL. A pod that the plugin flannel attached before this one took its place has the configuration of the plugin that made its
+/// interface in a file: one that this plugin does not stand for is called with it.
+pub fn del(call: &Call) -> Result<(), CniError> {
+    let key = call.key()?;
+    let file = saved(call, &key.container);
+    let left = match fs::read(&file) {
+        // What cannot be read must not keep a pod from going: its address is found by its file.
+        Ok(text) => serde_json::from_slice::<Value>(&text).ok().and_then(|conf| {
+            let plugin = conf.get("type")?.as_str()?.to_owned();
+            Some(Rendered { plugin, conf })
+        }),
+        Err(_) => None,
+    };
+    if let Some(rendered) = left
+        && as_role(call, &rendered, Verb::Del).ok().flatten().is_none()
+    {
+        let plugin = delegate::find(call, &rendered.plugin, rendered.conf)?;
+        let netns = call.environment.netns.as_deref().unwrap_or_default();
+        let subject = Subject { key: Some(&key), netns };
+        loden_linux::delegate::call(&plugin, "DEL", subject, &plugin.conf, PATIENCE)
+            .map_err(|error| failed("the plugin that made the interface failed", &error))?;
+    }
+    del::run(call)?;
+    // Last: a DEL that fails is repeated.
+    remove_file(&file).map_err(|error| failed("what flannel left of the pod cannot be removed", &error))
+}
+
+/// Where the plugin flannel keeps what it called another one with.
+fn saved(call: &Call, container: &str) -> PathBuf {
+    let given = call.conf_given().ok();
+    let dir = given.as_ref().and_then(Value::as_object).and_then(|conf| flannel::data_dir(conf).ok());
+    Path::new(&dir.unwrap_or_else(|| flannel::DATA_DIR.to_owned())).join(container)
 }
 
 fn render(call: &Call, missing: Code) -> Result<Rendered, CniError> {

@@ -15,6 +15,11 @@ pub fn run(call: &Call) -> Result<(), CniError> {
     let mut errors = Vec::new();
     if let Some(valid) = &call.conf.valid {
         let keys = call.run_dir().keys(network).map_err(|error| failed("attachments cannot be listed", &error))?;
+        let is_valid = |container: &str, ifname: Option<&str>| {
+            valid.iter().any(|(id, name)| id == container && ifname.is_none_or(|ifname| ifname == name.as_str()))
+        };
+        let former = call.host_local().and_then(|former| former.collect(network, is_valid).err());
+        errors.extend(former.map(|error| error.to_string()));
         for key in keys.iter().filter(|key| !valid.contains(&(key.container.clone(), key.ifname))) {
             let collected = collect(&call.run_dir(), &ledger, key);
             errors.extend(collected.err().map(|error| format!("{key}: {error}")));

@@ -34,6 +34,8 @@ pub fn check(call: &Call) -> Result<(), CniError> {
 /// Answers DEL.
 pub fn del(call: &Call) -> Result<(), CniError> {
     let key = call.key()?;
+    let former = call.host_local().map_or(Ok(()), |former| former.release(&key));
+    former.map_err(|error| failed(format!("what host-local gave {key} cannot be freed"), &error))?;
     let freed = call.ledger().release_part(&key, Part::Addresses);
     freed.map_err(|error| failed(format!("the addresses of {key} cannot be freed"), &error))
 }

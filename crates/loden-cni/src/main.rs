@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use loden_core::cni::{self, CniError, Code, Environment, MakeConf, NetConf, NodeFile, Role, Verb, Version};
 use loden_core::model::AttachmentKey;
+use loden_linux::host_local::HostLocal;
 use loden_linux::ledger::Ledger;
 use loden_linux::run_dir::{RunDir, read_json};
 use loden_linux::{LinuxError, signals};
@@ -157,6 +158,7 @@ impl Call {
             (Verb::Add, Role::Loopback) => loopback::add(self).map(Some),
             (Verb::Add, role) if role.gives_addresses() => ipam::add(self).map(Some),
             (Verb::Add, _) => add::run(self).map(Some),
+            (Verb::Del, Role::Flannel) => flannel::del(self).map(|()| None),
             (Verb::Del, role) if role.gives_addresses() => ipam::del(self).map(|()| None),
             (Verb::Check, Role::Loopback) => loopback::check(self).map(|()| None),
             (Verb::Check, role) if role.gives_addresses() => ipam::check(self).map(|()| None),
@@ -233,7 +235,13 @@ impl Call {
     /// Addresses and attachments.
     #[must_use]
     pub fn ledger(&self) -> Ledger {
-        Ledger::new(self.run_dir())
+        Ledger::new(self.run_dir()).heeding(self.host_local())
+    }
+
+    /// What the plugin host-local may have given before this one took its place.
+    #[must_use]
+    pub fn host_local(&self) -> Option<HostLocal> {
+        self.conf.data_dir.as_deref().map(HostLocal::new)
     }
 
     /// What the agent has told of the node.

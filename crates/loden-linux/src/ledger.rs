@@ -28,6 +28,7 @@ use loden_core::pod_tables::ALL;
 
 use crate::clock::{boot_ms, boot_s};
 use crate::error::LinuxError;
+use crate::host_local::{Holder, HostLocal};
 use crate::lock::FileLock;
 use crate::run_dir::{Attachments, RunDir, read_json, remove_file, write_atomically};
 use crate::{delegate, fault, pod, pod_tables};
@@ -48,6 +49,8 @@ type Found<'a> = (&'a Offer, RangeState, IpAddr);
 #[derive(Debug, Clone)]
 pub struct Ledger {
     run_dir: RunDir,
+    /// Where addresses may stand that another plugin gave.
+    elsewhere: Option<HostLocal>,
 }
 
 /// Why nothing was reserved.
@@ -74,6 +77,14 @@ pub enum ReserveError {
         addr: IpAddr,
         /// Who has it.
         holder: Option<Box<Attachment>>,
+    },
+    /// An address that is asked for is a pod's whom another plugin attached.
+    #[error("{addr} is asked for and taken by {holder}")]
+    Elsewhere {
+        /// Which.
+        addr: IpAddr,
+        /// Who has it.
+        holder: Holder,
     },
     /// An address that is asked for cannot be given from any range.
     #[error("{addr} is asked for and lies in none of {ranges}, or a second one is asked of one range")]
@@ -130,7 +141,13 @@ impl Ledger {
     /// The ledger in a run directory.
     #[must_use]
     pub fn new(run_dir: RunDir) -> Self {
-        Self { run_dir }
+        Self { run_dir, elsewhere: None }
+    }
+
+    /// The same; what stands there is given to nobody.
+    #[must_use]
+    pub fn heeding(self, elsewhere: Option<HostLocal>) -> Self {
+        Self { elsewhere, ..self }
     }
 
     /// Takes the addresses that a draft demands, all or none, and writes the attachment down. A freed address rests for
@@ -359,6 +376,7 @@ impl Ledger {
         }
         for fixed in &demand.fixed {
             let addr = fixed.net.addr();
+            self.must_be_nobodys(addr, Some(network))?;
             if let Some(holder) = self.holder(addr, Some(network)) {
                 return Err(ReserveError::Taken { addr, holder: Some(Box::new(holder)) });
             }
@@ -392,6 +410,7 @@ impl Ledger {
     /// The address that is asked for, out of the offer that holds it.
     fn claim<'a>(&self, choice: &'a [Offer], addr: IpAddr) -> Result<Found<'a>, ReserveError> {
         for offer in choice.iter().filter(|offer| offer.supply.range.index_of(addr).is_some()) {
+            self.must_be_nobodys(addr, offer.supply.network.as_deref())?;
             let mut state = self.state(&offer.supply)?;
             let is_free = state.claim(addr)
                 || (reclaim(&mut state, &offer.supply, &self.run_dir.attachments()) && state.claim(addr));
@@ -401,6 +420,15 @@ impl Ledger {
         }
         let network = choice.first().and_then(|offer| offer.supply.network.as_deref());
         Err(ReserveError::Taken { addr, holder: self.holder(addr, network).map(Box::new) })
+    }
+
+    /// Not a pod's that another plugin attached.
+    fn must_be_nobodys(&self, addr: IpAddr, network: Option<&str>) -> Result<(), ReserveError> {
+        let Some(elsewhere) = &self.elsewhere else { return Ok(()) };
+        match elsewhere.holder(addr, network)? {
+            Some(holder) => Err(ReserveError::Elsewhere { addr, holder }),
+            None => Ok(()),
+        }
     }
 
     /// Who has an address: of a network, or (`None`) of any.
@@ -417,21 +445,27 @@ impl Ledger {
         demand: &Demand,
         quarantine: u32,
     ) -> Result<Result<Found<'a>, Vec<Exhausted>>, LinuxError> {
-        let how = |offer: &'a Offer| move |addr: IpAddr| demand.is_kept(offer, addr);
+        let is_kept = |offer: &Offer, elsewhere: &BTreeSet<IpAddr>, addr| {
+            demand.is_kept(offer, addr) || elsewhere.contains(&addr)
+        };
         let mut full = Vec::new();
         for offer in choice {
             let mut state = self.state(&offer.supply)?;
-            match state.allocate(Choice { now: boot_s(), quarantine, avoid: &how(offer) }) {
+            let elsewhere = self.elsewhere.as_ref().map(|dir| dir.addresses(offer.supply.network.as_deref()));
+            let elsewhere = elsewhere.transpose()?.unwrap_or_default();
+            let avoid = |addr| is_kept(offer, &elsewhere, addr);
+            match state.allocate(Choice { now: boot_s(), quarantine, avoid: &avoid }) {
                 Ok(addr) => return Ok(Ok((offer, state, addr))),
-                Err(error) => full.push((offer, state, error)),
+                Err(error) => full.push((offer, state, elsewhere, error)),
             }
         }
         // All seem full: one look at who has their addresses does for all.
         let found = self.run_dir.attachments();
         let mut causes = Vec::new();
-        for (offer, mut state, error) in full {
+        for (offer, mut state, elsewhere, error) in full {
             let is_reclaimed = reclaim(&mut state, &offer.supply, &found);
-            let how = Choice { now: boot_s(), quarantine, avoid: &how(offer) };
+            let avoid = |addr| is_kept(offer, &elsewhere, addr);
+            let how = Choice { now: boot_s(), quarantine, avoid: &avoid };
             match if is_reclaimed { state.allocate(how) } else { Err(error) } {
                 Ok(addr) => return Ok(Ok((offer, state, addr))),
                 Err(error) => causes.push(error),

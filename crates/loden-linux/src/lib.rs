@@ -9,6 +9,7 @@ pub mod clock;
 pub mod delegate;
 pub mod error;
 pub mod fault;
+pub mod host_local;
 pub mod ledger;
 pub mod lock;
 pub mod macvlan;

@@ -114,10 +114,10 @@ pub fn reap() -> Result<(), LinuxError> {
 ///
 /// # Errors
 /// [`LinuxError`].
-pub fn delete(host_side: IfName) -> Result<(), LinuxError> {
+pub fn delete(end: IfName) -> Result<(), LinuxError> {
     let mut w = Writer::default();
-    link::delete(&mut w, host_side);
-    send(&mut w, &format!("deletion of {host_side}"))
+    link::delete(&mut w, end);
+    send(&mut w, &format!("deletion of {end}"))
 }
 
 fn send(w: &mut Writer, what: &str) -> Result<(), LinuxError> {

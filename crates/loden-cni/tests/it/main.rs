@@ -9,6 +9,7 @@ mod chained;
 mod delegates;
 mod disks;
 mod faults;
+mod former;
 mod host;
 mod install;
 mod kills;

@@ -45,6 +45,9 @@ pub struct NetConf {
     pub valid: Option<Vec<(String, IfName)>>,
     /// `ipam.type`, where it names another plugin: that one is called too.
     pub ipam_plugin: Option<String>,
+    /// `ipam.dataDir`: where the plugin host-local writes what it gives; default `/var/lib/cni/networks`. What stands there from before
+    /// is heeded, unless another plugin gives the addresses, whose it may be.
+    pub data_dir: Option<String>,
 }
 
 /// What an ADD is to make.
@@ -114,6 +117,10 @@ impl NetConf {
         let is_of_version = |value: &&Value| value.get("cniVersion").and_then(Value::as_str) == Some(version.as_str());
         let turned = || previous.as_ref().map(|previous| previous.to_json(version));
         let valid = get_for(&[Verb::Gc], "cni.dev/valid-attachments").map(|_| parse_valid(&keys)).transpose()?;
+        // Texts or nothing: a DEL is not kept from its work by what has become of the configuration.
+        let ipam = keys.object("ipam").ok().flatten();
+        let ipam_plugin = ipam.as_ref().and_then(ipam::plugin).map(str::to_owned);
+        let data_dir = ipam.as_ref().and_then(ipam::data_dir);
         Ok(Self {
             version,
             name,
@@ -123,8 +130,8 @@ impl NetConf {
             passed_on: given.filter(is_of_version).cloned().or_else(turned),
             previous,
             valid,
-            // A text or nothing: a DEL is not kept from its work by what has become of the configuration.
-            ipam_plugin: keys.object("ipam").ok().flatten().and_then(|ipam| ipam::plugin(&ipam)).map(str::to_owned),
+            data_dir: ipam_plugin.is_none().then(|| data_dir.unwrap_or("/var/lib/cni/networks").to_owned()),
+            ipam_plugin,
         })
     }
 }

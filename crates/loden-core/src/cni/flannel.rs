@@ -12,6 +12,9 @@ use crate::dialect::flannel::SubnetEnv;
 /// Where flanneld leaves it.
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 
+/// Where the plugin keeps what it called another one with, a file a container.
+pub const DATA_DIR: &str = "/var/lib/cni/flannel";
+
 /// The plugin that is to be called, and with what.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rendered {
@@ -27,6 +30,14 @@ pub struct Rendered {
 /// Code 7 when `subnetFile` is no text.
 pub fn subnet_file(conf: &Map<String, Value>) -> Result<String, CniError> {
     Ok(Keys::new(conf).text("subnetFile")?.unwrap_or(SUBNET_FILE).to_owned())
+}
+
+/// The directory of its files.
+///
+/// # Errors
+/// Code 7 when `dataDir` is no text.
+pub fn data_dir(conf: &Map<String, Value>) -> Result<String, CniError> {
+    Ok(Keys::new(conf).text("dataDir")?.unwrap_or(DATA_DIR).to_owned())
 }
 
 /// The configuration of the plugin that makes the interface: what the user gives for it, filled up with what flanneld says.

@@ -84,6 +84,11 @@ pub(super) fn plugin<'a>(ipam: &Keys<'a>) -> Option<&'a str> {
     (!["loden", "host-local", "static", "dhcp"].contains(&name) && is_plain_name(name)).then_some(name)
 }
 
+/// `dataDir`.
+pub(super) fn data_dir<'a>(ipam: &Keys<'a>) -> Option<&'a str> {
+    ipam.text("dataDir").ok().flatten().filter(|dir| !dir.is_empty())
+}
+
 /// `ranges`, or the older form with one range in the object itself; those of the runtime go first.
 fn ranges(keys: &Keys<'_>, ipam: &Keys<'_>) -> Result<IpamSource, CniError> {
     let mut sets = Vec::new();
