@@ -14,7 +14,10 @@ const TRIES: u32 = 100;
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// All are taken.
-    #[error("{taken} blocks of /{block_len} are all taken in {cidr}: add a pool, or remove nodes that are gone")]
+    #[error(
+        "{taken} blocks of /{block_len} are all taken in {cidr}: add a pool, or take out \
+             nodes that are gone (`loden store forget`)"
+    )]
     Exhausted {
         /// How many blocks are taken.
         taken: usize,
@@ -91,7 +94,8 @@ pub async fn claim_this(
     store.put(Record::Block(block), Expect::Absent, claimant.ttl).await
 }
 
-/// Takes over a block of a former host of this name (its lease has run out, and this host now holds the name).
+/// Takes over a block of who served this host before: a former host of this name (its lease has run out, and this host now holds
+/// the name), or a flannel node at its address.
 ///
 /// # Errors
 /// [`StoreError`], a lost race too.
@@ -101,7 +105,8 @@ pub async fn take_over(
     revision: u64,
     claimant: &Claimant,
 ) -> Result<Entry, StoreError> {
-    let block = Block { owner_uid: claimant.uid.clone(), ..block.clone() };
+    let (owner, owner_uid) = (claimant.node.clone(), claimant.uid.clone());
+    let block = Block { owner, owner_uid, ..block.clone() };
     debug_assert_eq!(Record::Block(block.clone()).key(), Key::Block(block.cidr));
     store.put(Record::Block(block), Expect::Revision(revision), claimant.ttl).await
 }

@@ -7,6 +7,7 @@
 mod blocks;
 mod disk;
 mod lease;
+mod predecessor;
 mod publish;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -146,6 +147,7 @@ pub struct Cluster {
     /// What in the store is no record, and why.
     flaws: BTreeMap<String, String>,
     own_node: Option<(Node, u64)>,
+    flannels: predecessor::Flannels,
     lease: Option<u64>,
     blocks: blocks::Memory,
     announced: publish::Announced,
@@ -175,6 +177,7 @@ impl Cluster {
             taken: BTreeMap::new(),
             flaws: BTreeMap::new(),
             own_node: None,
+            flannels: predecessor::Flannels::default(),
             lease: None,
             blocks: blocks::Memory::default(),
             announced: publish::Announced::default(),
@@ -233,6 +236,7 @@ impl Cluster {
         self.pools.clear();
         self.taken.clear();
         self.own_node = None;
+        self.flannels.clear();
         self.lease = None;
         for entry in &listing.entries {
             self.note(entry);
@@ -355,6 +359,7 @@ impl Cluster {
     }
 
     fn note(&mut self, entry: &Entry) {
+        self.flannels.note(entry);
         match &entry.record {
             Record::Pool(pool) => drop(self.pools.insert(pool.name.clone(), pool.clone())),
             Record::Block(block) => {
@@ -373,6 +378,7 @@ impl Cluster {
     }
 
     fn forget(&mut self, key: &Key) {
+        self.flannels.forget(key);
         match key {
             Key::Pool(name) => drop(self.pools.remove(name)),
             Key::Block(cidr) => {
@@ -390,6 +396,10 @@ impl Cluster {
     /// Makes the store say what is so here: blocks that are needed, and this node's record.
     async fn settle(&mut self, store: &dyn Store) -> Result<(), StoreError> {
         let outward = self.outward.borrow_and_update().clone();
+        if self.own_node.as_ref().is_none_or(|(node, _)| node.uid != self.identity.uid) {
+            // Before its blocks: what peers know of who served this host before goes on being true.
+            self.publish(store, &outward).await?;
+        }
         self.settle_blocks(store, &outward).await?;
         self.publish(store, &outward).await
     }

@@ -37,7 +37,11 @@ impl Cluster {
     }
 
     pub(super) async fn settle_blocks(&mut self, store: &dyn Store, outward: &Outward) -> Result<(), StoreError> {
-        self.take_over(store).await?;
+        if outward.underlay.is_none() && store.term().is_some() {
+            // flannel's datastore knows a node by its address alone: before that is known nothing can be told to be this node's.
+            return Ok(());
+        }
+        self.take_over(store, outward).await?;
         self.give_back(store, outward).await?;
         self.renew(store).await?;
         for pool in self.pools.values().cloned().collect::<Vec<_>>() {
@@ -47,17 +51,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Blocks of a former host of this name.
-    async fn take_over(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+    /// Blocks of who served this host before.
+    async fn take_over(&mut self, store: &dyn Store, outward: &Outward) -> Result<(), StoreError> {
         let claimant = self.claimant(store);
-        for (block, revision) in self.own_blocks.values().cloned().collect::<Vec<_>>() {
-            if block.owner_uid != self.identity.uid {
-                let asked_ms = boot_ms();
-                match claim::take_over(store, &block, revision, &claimant).await {
-                    Ok(entry) => self.gained(store, &entry, asked_ms),
-                    Err(StoreError::Conflict { .. }) => {}
-                    Err(error) => return Err(error),
-                }
+        for (block, revision) in self.inheritance(outward) {
+            let asked_ms = boot_ms();
+            match claim::take_over(store, &block, revision, &claimant).await {
+                Ok(entry) => self.gained(store, &entry, asked_ms),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())

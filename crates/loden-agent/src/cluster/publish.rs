@@ -35,6 +35,12 @@ impl Cluster {
     pub(super) async fn publish(&mut self, store: &dyn Store, outward: &Outward) -> Result<(), StoreError> {
         let Some(underlay) = outward.underlay else { return Ok(()) };
         let former = self.own_node.as_ref();
+        // Until the kernel has been seen to hold it, what was said before the restart, or by who served this host before, goes on
+        // being true.
+        let before = match former {
+            Some((node, _)) if node.uid == self.identity.uid => Some(node),
+            _ => self.predecessor(outward),
+        };
         let node = Node {
             name: self.identity.node.clone(),
             uid: self.identity.uid.clone(),
@@ -42,15 +48,14 @@ impl Cluster {
             public: former.map(|(node, _)| node.public).unwrap_or_default(),
             asked: former.map(|(node, _)| node.asked).unwrap_or_default(),
             labels: self.identity.labels.clone(),
-            // Until the kernel has been seen to hold them, what was published before the restart goes on being true.
-            receives: match (outward.facts.mtu_pod, former) {
-                (None, Some((node, _))) if node.uid == self.identity.uid => node.receives.clone(),
+            receives: match (outward.facts.mtu_pod, before) {
+                (None, Some(node)) => node.receives.clone(),
                 _ => outward.facts.receives.clone(),
             },
-            sends: match (&outward.facts.sends, former) {
+            sends: match (&outward.facts.sends, before) {
                 (Some(sends), _) => sends.clone(),
-                (None, Some((node, _))) if node.uid == self.identity.uid => node.sends.clone(),
-                (None, _) => BTreeMap::new(),
+                (None, Some(node)) => node.sends.clone(),
+                (None, None) => BTreeMap::new(),
             },
             unknown: former.map(|(node, _)| node.unknown.clone()).unwrap_or_default(),
         };

@@ -174,8 +174,7 @@ mod tests {
 
     #[test]
     fn a_line_is_read_as_what_it_is() {
-        let line =
-            r#"{"type":"BOOKMARK","object":{"kind":"PartialObjectMetadata","metadata":{"resourceVersion":"7","creationTimestamp":null}}}"#;
+        let line = r#"{"type":"BOOKMARK","object":{"kind":"PartialObjectMetadata","metadata":{"resourceVersion":"7","creationTimestamp":null}}}"#;
         assert!(matches!(serde_json::from_str(line), Ok(Line::Bookmark(object)) if object.metadata.revision() == 7));
         let line = r#"{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old"}}"#;
         let Ok(Line::Error(status)) = serde_json::from_str(line) else { panic!("an error") };

@@ -215,7 +215,8 @@ impl Follower {
     async fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
         while !is_so(self) {
             let change = tokio::time::timeout(Duration::from_secs(20), self.watch.next()).await;
-            let change = change.unwrap_or_else(|_| panic!("in time: {what}; {:#?} {:#?}", self.entries.keys(), self.flaws));
+            let change =
+                change.unwrap_or_else(|_| panic!("in time: {what}; {:#?} {:#?}", self.entries.keys(), self.flaws));
             self.take_in(change.unwrap_or_else(|error| panic!("{what}: {error}")));
         }
     }

@@ -18,7 +18,11 @@ async fn a_node_costs_a_fifth_of_its_object() {
     let mut follower = Follower::new(&store).await;
     bench.beat("suite-a", 1).await;
     bench.annotate("suite-a", flannels(3)).await;
-    follower.until("the change", |it| it.node("suite-a").is_some_and(|node| node.receives == node_record("x", "u", 3).receives)).await;
+    follower
+        .until("the change", |it| {
+            it.node("suite-a").is_some_and(|node| node.receives == node_record("x", "u", 3).receives)
+        })
+        .await;
     let object = bench.double().cluster().get("nodes", "suite-a").expect("there").to_string().len();
     let (listed, watched) = {
         let log = bench.double().log();

@@ -94,14 +94,19 @@ async fn all_sorts_are_listed_and_watched() {
     let patch = Patch::Merge(json!({"spec": {"natOutgoing": false, "backend": {"type": "host-gw"}}}));
     bench.api("Pool").patch("suite-pool", &PatchParams::default(), &patch).await.expect("changed");
     other.delete(&block_key("198.18.5.0/24"), Expect::Any).await.expect("given back");
-    follower.until("all of it", |it| {
-        it.node("suite-n0").is_some()
-            && it.owner("198.18.4.0/24").is_some()
-            && it.changes.iter().any(|change| matches!(change, Change::Delete { .. }))
-            && it.entries.values().any(|entry| matches!(&entry.record, Record::Pool(pool) if !pool.nat_outgoing))
-    }).await;
+    follower
+        .until("all of it", |it| {
+            it.node("suite-n0").is_some()
+                && it.owner("198.18.4.0/24").is_some()
+                && it.changes.iter().any(|change| matches!(change, Change::Delete { .. }))
+                && it.entries.values().any(|entry| matches!(&entry.record, Record::Pool(pool) if !pool.nat_outgoing))
+        })
+        .await;
     assert_eq!(follower.picture(), Follower::new(&other).await.picture());
-    assert!(!bench.annotations("suite-n0").await.keys().any(|key| key.starts_with("flannel")), "flannel has no part in this");
+    assert!(
+        !bench.annotations("suite-n0").await.keys().any(|key| key.starts_with("flannel")),
+        "flannel has no part in this"
+    );
     let node = follower.entries[&node_key("suite-n0")].clone();
     other.delete(&node_key("suite-n0"), Expect::Any).await.expect("forgotten");
     follower.until("it is forgotten", |it| it.node("suite-n0").is_none()).await;
@@ -115,10 +120,15 @@ async fn a_block_that_lies_is_named() {
     let store = bench.on_pools().await;
     let mut follower = Follower::new(&store).await;
     let v6 = json!({"cidr": "2001:db8:f000:1::/64", "pool": "suite-pool", "owner": "suite-n0", "ownerUid": "u"});
-    let block = json!({"apiVersion": "loden.dev/v1alpha1", "kind": "Block", "metadata": {"name": "suite-wrong"}, "spec": v6});
+    let block =
+        json!({"apiVersion": "loden.dev/v1alpha1", "kind": "Block", "metadata": {"name": "suite-wrong"}, "spec": v6});
     bench.make("Block", block).await;
     follower.until("the flaw", |it| it.flaws.contains_key("blocks.loden.dev/suite-wrong")).await;
-    assert!(follower.flaws["blocks.loden.dev/suite-wrong"].contains("2001-db8-f000-1-0-0-0-0-64"), "{:?}", follower.flaws);
+    assert!(
+        follower.flaws["blocks.loden.dev/suite-wrong"].contains("2001-db8-f000-1-0-0-0-0-64"),
+        "{:?}",
+        follower.flaws
+    );
     bench.remove("Block", "suite-wrong").await;
     follower.until("it is over", |it| it.flaws.is_empty()).await;
 }
@@ -163,11 +173,17 @@ async fn a_real_server_holds_pools_and_blocks_against_the_rules() {
     apply("two", json!({"cidr": "198.18.0.0/16", "nodeSelector": {"zone": "a"}})).await.expect("another's field");
     let conflict = apply("two", json!({"cidr": "198.18.0.0/16", "natOutgoing": true})).await.expect_err("one's field");
     assert!(conflict.to_string().contains("conflict"), "{conflict}");
-    assert!(apply("one", json!({"cidr": "198.19.0.0/16", "natOutgoing": false})).await.is_err(), "a pool's addresses stay");
+    assert!(
+        apply("one", json!({"cidr": "198.19.0.0/16", "natOutgoing": false})).await.is_err(),
+        "a pool's addresses stay"
+    );
     let store = bench.on_pools().await;
     store.put(claim("198.18.1.0/24", 0), Expect::Absent, None).await.expect("claimed");
     let patch = Patch::Merge(json!({"spec": {"owner": "suite-n1"}}));
-    assert!(bench.api("Block").patch("198-18-1-0-24", &PatchParams::default(), &patch).await.is_err(), "an owner stays");
+    assert!(
+        bench.api("Block").patch("198-18-1-0-24", &PatchParams::default(), &patch).await.is_err(),
+        "an owner stays"
+    );
 }
 
 #[tokio::test]

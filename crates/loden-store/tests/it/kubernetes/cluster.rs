@@ -35,7 +35,8 @@ pub struct Cluster {
 impl Cluster {
     pub fn new() -> Self {
         // A real one has had other writes before.
-        let mut cluster = Self { revision: 1000, oldest: 1000, schemas: Schemas::shipped(), has_crds: true, ..Self::default() };
+        let mut cluster =
+            Self { revision: 1000, oldest: 1000, schemas: Schemas::shipped(), has_crds: true, ..Self::default() };
         let system = json!({"metadata": {"name": "kube-system"}});
         cluster.create("namespaces", system).expect("a namespace");
         cluster
@@ -47,7 +48,12 @@ impl Cluster {
     }
 
     /// A page of a list and what brings the next one.
-    pub fn list(&mut self, resource: &str, limit: Option<usize>, token: &str) -> Result<(Vec<Value>, u64, String), Refusal> {
+    pub fn list(
+        &mut self,
+        resource: &str,
+        limit: Option<usize>,
+        token: &str,
+    ) -> Result<(Vec<Value>, u64, String), Refusal> {
         let (revision, mut left) = if token.is_empty() {
             let of = |((of, _), object): (&(String, String), &Value)| (of == resource).then(|| object.clone());
             (self.revision, self.objects.iter().filter_map(of).collect())
@@ -73,7 +79,8 @@ impl Cluster {
         self.made += 1;
         let n = self.made;
         object["metadata"]["uid"] = format!("00000000-0000-4000-8000-{n:012}").into();
-        object["metadata"]["creationTimestamp"] = format!("2026-01-01T{:02}:{:02}:{:02}Z", n / 3600, n / 60 % 60, n % 60).into();
+        object["metadata"]["creationTimestamp"] =
+            format!("2026-01-01T{:02}:{:02}:{:02}Z", n / 3600, n / 60 % 60, n % 60).into();
         if resource != "nodes" && resource != "namespaces" {
             object.as_object_mut().expect("an object").remove("status");
         }
@@ -86,7 +93,8 @@ impl Cluster {
         if let Some(expected) = patch["metadata"].get("resourceVersion")
             && *expected != former["metadata"]["resourceVersion"]
         {
-            let message = format!("Operation cannot be fulfilled on {resource} \"{name}\": the object has been modified");
+            let message =
+                format!("Operation cannot be fulfilled on {resource} \"{name}\": the object has been modified");
             return Err((409, "Conflict", message));
         }
         let mut object = former.clone();
@@ -116,7 +124,11 @@ impl Cluster {
     pub fn delete(&mut self, resource: &str, name: &str, expected: Option<&str>) -> Result<Value, Refusal> {
         let mut object = self.get(resource, name)?;
         if expected.is_some_and(|expected| object["metadata"]["resourceVersion"] != expected) {
-            return Err((409, "Conflict", format!("the UID or ResourceVersion in the precondition of {name} is not met")));
+            return Err((
+                409,
+                "Conflict",
+                format!("the UID or ResourceVersion in the precondition of {name} is not met"),
+            ));
         }
         self.objects.remove(&(resource.to_owned(), name.to_owned()));
         self.revision += 1;
@@ -132,7 +144,8 @@ impl Cluster {
             let owners = object["metadata"]["ownerReferences"].as_array();
             owners.into_iter().flatten().any(|reference| reference["uid"] == *owner)
         };
-        let orphans: Vec<_> = self.objects.iter().filter(|(_, object)| belongs(object)).map(|(key, _)| key.clone()).collect();
+        let orphans: Vec<_> =
+            self.objects.iter().filter(|(_, object)| belongs(object)).map(|(key, _)| key.clone()).collect();
         for (resource, name) in orphans {
             self.delete(&resource, &name, None).expect("it is there");
         }
@@ -145,7 +158,9 @@ impl Cluster {
     }
 
     fn write(&mut self, resource: &str, name: &str, word: &'static str, mut object: Value) -> Result<Value, Refusal> {
-        self.schemas.admit(resource, &mut object).map_err(|cause| (422, "Invalid", format!("{name} is invalid: {cause}")))?;
+        self.schemas
+            .admit(resource, &mut object)
+            .map_err(|cause| (422, "Invalid", format!("{name} is invalid: {cause}")))?;
         self.revision += 1;
         object["metadata"]["resourceVersion"] = self.revision.to_string().into();
         self.objects.insert((resource.to_owned(), name.to_owned()), object.clone());

@@ -96,7 +96,8 @@ impl Double {
         params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
         let leaf = params.signed_by(&key, &issuer).expect("a certificate");
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let tls = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![leaf.der().clone()], key).expect("TLS");
+        let tls =
+            ServerConfig::builder().with_no_client_auth().with_single_cert(vec![leaf.der().clone()], key).expect("TLS");
 
         let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = tcp.local_addr().expect("an address");
@@ -234,7 +235,9 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, 1 << 20).await.expect("a body");
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let Some(asked) = understand(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or_default(), &parts.headers) else {
+    let Some(asked) =
+        understand(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or_default(), &parts.headers)
+    else {
         return refuse((404, "", String::new()), "", None);
     };
     let what = format!("{} {}{}", asked.verb, asked.resource, if asked.is_status { "/status" } else { "" });
@@ -247,7 +250,10 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
             let resource = what.split_once(' ').expect("two words").1;
             if !role.allows(asked.verb, asked.group, resource, &asked.name) {
                 log.refused.insert(what.clone());
-                let message = format!("User \"agent\" cannot {} resource \"{resource}\" in API group \"{}\"", asked.verb, asked.group);
+                let message = format!(
+                    "User \"agent\" cannot {} resource \"{resource}\" in API group \"{}\"",
+                    asked.verb, asked.group
+                );
                 return refuse((403, "Forbidden", message), &asked.name, None);
             }
             if asked.verb == "get" && !asked.is_partial {
@@ -286,8 +292,11 @@ fn understand(method: &Method, path: &str, query: &str, headers: &HeaderMap) -> 
     let mut words = rest.split('/');
     let (resource, name) = (words.next()?.to_owned(), words.next().unwrap_or_default().to_owned());
     let is_status = words.next() == Some("status");
-    let query: BTreeMap<String, String> =
-        query.split('&').filter_map(|it| it.split_once('=')).map(|(key, value)| (key.to_owned(), decoded(value))).collect();
+    let query: BTreeMap<String, String> = query
+        .split('&')
+        .filter_map(|it| it.split_once('='))
+        .map(|(key, value)| (key.to_owned(), decoded(value)))
+        .collect();
     let verb = match *method {
         Method::GET if query.contains_key("watch") => "watch",
         Method::GET if name.is_empty() => "list",
@@ -316,7 +325,9 @@ fn serve(inner: &Inner, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> {
             let token = asked.query.get("continue").map_or("", String::as_str);
             let (items, revision, next) = cluster.list(resource, limit, token)?;
             let items: Vec<Value> = items.into_iter().map(shown).collect();
-            Ok(json!({"kind": "List", "metadata": {"resourceVersion": revision.to_string(), "continue": next}, "items": items}))
+            Ok(
+                json!({"kind": "List", "metadata": {"resourceVersion": revision.to_string(), "continue": next}, "items": items}),
+            )
         }
         "get" => cluster.get(resource, name).map(shown),
         "create" => cluster.create(resource, given()?),
@@ -359,7 +370,11 @@ fn follow(inner: Arc<Inner>, asked: Asked) -> Response {
     let (at, changed) = (number("resourceVersion"), inner.changed.subscribe());
     let is_gone = at < inner.cluster.lock().expect("no panic").oldest;
     let state = Following { inner, asked, at, until, changed, former: None, is_gone, is_over: false };
-    respond(200, Body::from_stream(stream::unfold(state, |mut state| async { state.next().await.map(|said| (said, state)) })), None)
+    respond(
+        200,
+        Body::from_stream(stream::unfold(state, |mut state| async { state.next().await.map(|said| (said, state)) })),
+        None,
+    )
 }
 
 impl Following {
@@ -374,7 +389,8 @@ impl Following {
             }
             if self.is_gone {
                 self.is_over = true;
-                let status = json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"});
+                let status =
+                    json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"});
                 return Some(Ok(self.line("ERROR", &status)));
             }
             let is_next = |event: &&Event| event.revision > self.at && event.resource == self.asked.resource;

@@ -29,12 +29,19 @@ async fn what_is_wrong_is_said_in_one_line() {
     let other = Double::start(Role::flannels()).await;
     let token = "agents-token";
     let cases = [
-        ("another cluster's CA", bench.double().kubeconfig("ca", token, other.path("ca.pem").to_str().expect("a path")), "UnknownIssuer"),
+        (
+            "another cluster's CA",
+            bench.double().kubeconfig("ca", token, other.path("ca.pem").to_str().expect("a path")),
+            "UnknownIssuer",
+        ),
         ("another token", bench.double().kubeconfig("token", "expired", "ca.pem"), "has expired"),
     ];
     for (what, kubeconfig, says) in cases {
         let text = text_of(&with(&bench, &kubeconfig).await).await;
-        assert!(text.contains(says) && !text.contains('\n') && text.contains("Kubernetes at https://127.0.0.1"), "{what}: {text}");
+        assert!(
+            text.contains(says) && !text.contains('\n') && text.contains("Kubernetes at https://127.0.0.1"),
+            "{what}: {text}"
+        );
         show(what, &text);
     }
     let expired = Bench::of(Double::start_with(Role::flannels(), (2020, 2021)).await).await;
@@ -127,7 +134,10 @@ async fn a_watch_goes_on_where_it_was_cut() {
     let last = node_record("x", "u", 22).receives;
     follower.until("the last change", |it| it.node("suite-2").is_some_and(|node| node.receives == last)).await;
     // Each change once, although they came in pieces, twice and late.
-    let nodes = follower.changes.iter().filter(|change| matches!(change, Change::Put(entry) if matches!(entry.record, Record::Node(_))));
+    let nodes = follower
+        .changes
+        .iter()
+        .filter(|change| matches!(change, Change::Put(entry) if matches!(entry.record, Record::Node(_))));
     assert_eq!(nodes.count(), 9);
     assert!(follower.node("suite-3").is_none());
     assert_eq!(bench.double().log().requests.iter().filter(|request| *request == "list nodes").count(), 1);
@@ -160,7 +170,8 @@ async fn history_that_is_lost_is_said_to_be() {
     bench.annotate("suite-a", flannels(1)).await;
     bench.double().cluster().compact();
     let mut watch = store.watch(listing.revision).await.expect("watches");
-    let error = tokio::time::timeout(Duration::from_secs(10), watch.next()).await.expect("in time").expect_err("it is lost");
+    let error =
+        tokio::time::timeout(Duration::from_secs(10), watch.next()).await.expect("in time").expect_err("it is lost");
     assert!(matches!(error, StoreError::Compacted { .. }), "{error}");
     let unknown = store.watch(listing.revision).await.expect_err("a listing serves one watch");
     assert!(matches!(unknown, StoreError::Compacted { .. }), "{unknown}");
@@ -177,7 +188,8 @@ async fn a_list_comes_in_pages_and_begins_anew_when_its_revision_is_lost() {
     }
     let store = bench.on_pod_cidrs().await;
     let listing = store.list().await.expect("lists");
-    let count = |listing: &Listing| listing.entries.iter().filter(|entry| matches!(entry.record, Record::Block(_))).count();
+    let count =
+        |listing: &Listing| listing.entries.iter().filter(|entry| matches!(entry.record, Record::Block(_))).count();
     assert_eq!(count(&listing), 1100);
     assert_eq!(bench.double().log().requests.iter().filter(|request| *request == "list nodes").count(), 3);
     assert_eq!(bench.double().log().requests.iter().filter(|request| *request == "get nodes").count(), 1100);

@@ -47,7 +47,9 @@ async fn a_node_says_what_it_is_in_both_languages() {
 
     store.delete(&node_key("suite-a"), Expect::Revision(made.revision)).await.expect("removed");
     assert!(store.get(&node_key("suite-a")).await.expect("readable").is_none());
-    assert!(bench.annotations("suite-a").await.keys().all(|key| !key.starts_with("flannel") && !key.starts_with("loden")));
+    assert!(
+        bench.annotations("suite-a").await.keys().all(|key| !key.starts_with("flannel") && !key.starts_with("loden"))
+    );
     bench.asked_for_nothing_else();
 }
 
@@ -56,18 +58,25 @@ async fn a_kubelets_beats_are_no_changes_of_the_record() {
     let bench = bench().await;
     bench.node("suite-a", &["198.18.1.0/24"]).await;
     let store = bench.on_pod_cidrs().await;
-    let made = store.put(Record::Node(node_record("suite-a", "uid-a", 1)), Expect::Absent, None).await.expect("written");
+    let made =
+        store.put(Record::Node(node_record("suite-a", "uid-a", 1)), Expect::Absent, None).await.expect("written");
     let mut follower = Follower::new(&store).await;
     for n in 1..20 {
         bench.beat("suite-a", n).await;
     }
-    let changed = store.put(Record::Node(node_record("suite-a", "uid-a", 2)), Expect::Revision(made.revision), None).await;
+    let changed =
+        store.put(Record::Node(node_record("suite-a", "uid-a", 2)), Expect::Revision(made.revision), None).await;
     let changed = changed.expect("the record is at the revision that was expected, whatever the kubelet wrote");
     assert!(changed.revision > made.revision);
-    let stale = store.put(Record::Node(node_record("suite-a", "uid-a", 3)), Expect::Revision(made.revision), None).await;
+    let stale =
+        store.put(Record::Node(node_record("suite-a", "uid-a", 3)), Expect::Revision(made.revision), None).await;
     let Err(StoreError::Conflict { found: Some(found), .. }) = stale else { panic!("a conflict: {stale:?}") };
     assert_eq!(*found, changed);
-    follower.until("the change", |it| it.node("suite-a").is_some_and(|node| node.receives == node_record("suite-a", "uid-a", 2).receives)).await;
+    follower
+        .until("the change", |it| {
+            it.node("suite-a").is_some_and(|node| node.receives == node_record("suite-a", "uid-a", 2).receives)
+        })
+        .await;
     assert_eq!(follower.changes.len(), 1, "{:?}", follower.changes);
     assert_eq!(follower.changes[0].revision(), changed.revision);
     bench.asked_for_nothing_else();
@@ -119,7 +128,11 @@ async fn a_flanneld_is_a_node_like_another() {
     assert_eq!(node.underlay, node_record("suite-late", "u", 2).underlay);
 
     bench.annotate("suite-late", flannels(7)).await;
-    follower.until("its new VTEP", |it| it.node("suite-late").is_some_and(|node| node.receives == node_record("x", "u", 7).receives)).await;
+    follower
+        .until("its new VTEP", |it| {
+            it.node("suite-late").is_some_and(|node| node.receives == node_record("x", "u", 7).receives)
+        })
+        .await;
     bench.beat("suite-early", 9).await;
     bench.remove("Node", "suite-late").await;
     follower.until("its end", |it| it.node("suite-late").is_none() && it.owner("198.18.2.0/24").is_none()).await;
@@ -135,12 +148,18 @@ async fn a_flanneld_is_a_node_like_another() {
 async fn an_operators_words_are_read_and_never_written() {
     let bench = bench().await;
     bench.node("suite-a", &["198.18.1.0/24"]).await;
-    bench.annotate("suite-a", json!({
-        "flannel.alpha.coreos.com/public-ip-overwrite": "203.0.113.7",
-        "flannel.alpha.coreos.com/node-public-ip": "192.0.2.99",
-    })).await;
+    bench
+        .annotate(
+            "suite-a",
+            json!({
+                "flannel.alpha.coreos.com/public-ip-overwrite": "203.0.113.7",
+                "flannel.alpha.coreos.com/node-public-ip": "192.0.2.99",
+            }),
+        )
+        .await;
     let store = bench.on_pod_cidrs().await;
-    let made = store.put(Record::Node(node_record("suite-a", "uid-a", 1)), Expect::Absent, None).await.expect("written");
+    let made =
+        store.put(Record::Node(node_record("suite-a", "uid-a", 1)), Expect::Absent, None).await.expect("written");
     let Record::Node(node) = &made.record else { panic!("a node") };
     assert_eq!(node.public.v4, Some([203, 0, 113, 7].into()));
     assert_eq!(node.asked.v4, Some([192, 0, 2, 99].into()));
@@ -160,7 +179,9 @@ async fn an_operators_words_are_read_and_never_written() {
 #[tokio::test]
 async fn of_two_nodes_with_one_pod_cidr_the_older_has_it() {
     let bench = bench().await;
-    for (name, n, cidr) in [("suite-old", 1, "198.18.1.0/24"), ("suite-young", 2, "198.18.1.0/24"), ("suite-wide", 3, "198.18.0.0/22")] {
+    for (name, n, cidr) in
+        [("suite-old", 1, "198.18.1.0/24"), ("suite-young", 2, "198.18.1.0/24"), ("suite-wide", 3, "198.18.0.0/22")]
+    {
         bench.node(name, &[cidr]).await;
         bench.annotate(name, flannels(n)).await;
     }
@@ -177,7 +198,11 @@ async fn of_two_nodes_with_one_pod_cidr_the_older_has_it() {
     bench.remove("Node", "suite-old").await;
     follower.until("the next one has it", |it| it.owner("198.18.1.0/24").is_some_and(|it| it.0 == "suite-young")).await;
     follower.until("its flaw is over", |it| !it.flaws.contains_key("node/suite-young podCIDR 198.18.1.0/24")).await;
-    follower.until("the other is another's now", |it| it.flaws["node/suite-wide podCIDR 198.18.0.0/22"].contains("suite-young")).await;
+    follower
+        .until("the other is another's now", |it| {
+            it.flaws["node/suite-wide podCIDR 198.18.0.0/22"].contains("suite-young")
+        })
+        .await;
     assert_eq!(follower.picture(), Follower::new(&other).await.picture(), "a new listing says the same");
     bench.remove("Node", "suite-young").await;
     follower.until("the last one has all", |it| it.owner("198.18.0.0/22").is_some() && it.flaws.is_empty()).await;
@@ -191,7 +216,10 @@ async fn what_cannot_be_read_hides_nothing_else() {
     }
     let store = bench.on_pod_cidrs().await;
     for (name, n) in [("suite-a", 1), ("suite-b", 2), ("suite-far", 3)] {
-        store.put(Record::Node(node_record(name, &format!("uid-{n}"), n)), Expect::Absent, None).await.expect("written");
+        store
+            .put(Record::Node(node_record(name, &format!("uid-{n}"), n)), Expect::Absent, None)
+            .await
+            .expect("written");
     }
     let mut follower = Follower::new(&store).await;
     let far = &follower.flaws["node/suite-far podCIDR 203.0.113.0/24"];
@@ -203,7 +231,9 @@ async fn what_cannot_be_read_hides_nothing_else() {
     assert!(follower.node("suite-b").is_none());
     assert!(follower.node("suite-a").is_some() && follower.owner("198.18.1.0/24").is_some());
     bench.annotate("suite-b", json!({"loden.dev/node": good})).await;
-    follower.until("it is mended", |it| it.owner("198.18.2.0/24").is_some() && !it.flaws.contains_key("node/suite-b")).await;
+    follower
+        .until("it is mended", |it| it.owner("198.18.2.0/24").is_some() && !it.flaws.contains_key("node/suite-b"))
+        .await;
 
     // A backend that is not the network's: the node is there, and takes nothing in.
     bench.node("suite-wg", &["198.18.3.0/24"]).await;
@@ -227,7 +257,10 @@ async fn a_node_changes_hands_in_place_and_back() {
     let before = bench.annotations("suite-a").await;
 
     // lodend starts where flanneld was: the block is fenced by its own identity, and peers of flannel's see nothing of it.
-    let taken = store.put(block("198.18.1.0/24", "suite-a", "uid-l"), Expect::Revision(held.revision), None).await.expect("taken");
+    let taken = store
+        .put(block("198.18.1.0/24", "suite-a", "uid-l"), Expect::Revision(held.revision), None)
+        .await
+        .expect("taken");
     assert_eq!(taken.record, block("198.18.1.0/24", "suite-a", "uid-l"));
     let stale = store.put(block("198.18.1.0/24", "suite-a", "uid-m"), Expect::Revision(held.revision), None).await;
     assert!(matches!(stale, Err(StoreError::Conflict { found: Some(_), .. })), "{stale:?}");
@@ -255,18 +288,26 @@ async fn blocks_and_pools_are_not_ours_to_give() {
     bench.node("suite-a", &["198.18.1.0/24"]).await;
     bench.node("suite-bare", &[]).await;
     let store = bench.on_pod_cidrs().await;
-    let claim = store.put(block("198.18.7.0/24", "suite-a", "uid-a"), Expect::Absent, None).await.expect_err("another's");
+    let claim =
+        store.put(block("198.18.7.0/24", "suite-a", "uid-a"), Expect::Absent, None).await.expect_err("another's");
     assert!(matches!(claim, StoreError::Refused { .. }) && claim.to_string().contains("198.18.1.0/24"), "{claim}");
     let listing = store.list().await.expect("lists");
     let pool = listing.entries.iter().find(|entry| matches!(entry.record, Record::Pool(_))).expect("a pool").clone();
     let written = store.put(pool.record, Expect::Any, None).await.expect_err("the file's");
     assert!(written.to_string().contains("net-conf.json"), "{written}");
-    let bare = store.put(Record::Node(node_record("suite-bare", "uid-b", 2)), Expect::Absent, None).await.expect_err("no podCIDR");
+    let bare = store
+        .put(Record::Node(node_record("suite-bare", "uid-b", 2)), Expect::Absent, None)
+        .await
+        .expect_err("no podCIDR");
     assert!(bare.to_string().contains("--allocate-node-cidrs"), "{bare}");
-    let none = store.put(Record::Node(node_record("suite-none", "uid-n", 3)), Expect::Absent, None).await.expect_err("no Node");
+    let none = store
+        .put(Record::Node(node_record("suite-none", "uid-n", 3)), Expect::Absent, None)
+        .await
+        .expect_err("no Node");
     assert!(none.to_string().contains("kubelet"), "{none}");
 
-    let lease = Record::Lease(Lease { node: name("suite-a"), uid: "u".parse().expect("a uid"), instance: "1".to_owned() });
+    let lease =
+        Record::Lease(Lease { node: name("suite-a"), uid: "u".parse().expect("a uid"), instance: "1".to_owned() });
     let key = lease.key();
     let held = store.put(lease, Expect::Absent, Some(Duration::from_secs(30))).await.expect("taken");
     store.renew(&key, held.revision, Duration::from_secs(30)).await.expect("renewed");
@@ -285,7 +326,9 @@ async fn the_condition_is_said_once_and_taken_back() {
     };
     let ready = Readiness { ready: true, message: "pods are served".to_owned() };
     let down = Readiness { ready: false, message: "the pool is exhausted".to_owned() };
-    for (readiness, status, reason) in [(&ready, "False", "LodenIsUp"), (&down, "True", "LodenIsDown"), (&ready, "False", "LodenIsUp")] {
+    for (readiness, status, reason) in
+        [(&ready, "False", "LodenIsUp"), (&down, "True", "LodenIsDown"), (&ready, "False", "LodenIsUp")]
+    {
         let store = bench.on_pod_cidrs().await;
         store.announce(&name("suite-a"), readiness).await.expect("said");
         let found = conditions().await;

@@ -40,7 +40,9 @@ impl Role {
     }
 
     pub fn allows(&self, verb: &str, group: &str, resource: &str, name: &str) -> bool {
-        let has = |rule: &Value, key: &str, wanted: &str| rule[key].as_array().is_some_and(|all| all.iter().any(|it| it == wanted));
+        let has = |rule: &Value, key: &str, wanted: &str| {
+            rule[key].as_array().is_some_and(|all| all.iter().any(|it| it == wanted))
+        };
         self.0.iter().any(|rule| {
             has(rule, "verbs", verb)
                 && has(rule, "apiGroups", group)
@@ -51,10 +53,15 @@ impl Role {
 
     /// All that it allows, as `verb resource`.
     pub fn all(&self) -> Vec<String> {
-        let texts = |value: &Value| value.as_array().into_iter().flatten().filter_map(|it| Some(it.as_str()?.to_owned())).collect();
+        let texts = |value: &Value| {
+            value.as_array().into_iter().flatten().filter_map(|it| Some(it.as_str()?.to_owned())).collect()
+        };
         let of = |rule: &Value| {
             let (verbs, resources): (Vec<String>, Vec<String>) = (texts(&rule["verbs"]), texts(&rule["resources"]));
-            resources.iter().flat_map(|resource| verbs.iter().map(move |verb| format!("{verb} {resource}"))).collect::<Vec<_>>()
+            resources
+                .iter()
+                .flat_map(|resource| verbs.iter().map(move |verb| format!("{verb} {resource}")))
+                .collect::<Vec<_>>()
         };
         self.0.iter().flat_map(of).collect()
     }
