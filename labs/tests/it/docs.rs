@@ -8,11 +8,12 @@ use loden_core::config::node::NodeConfig;
 
 use crate::support::binaries;
 
-const PAGES: [&str; 8] = [
+const PAGES: [&str; 9] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "docs/src/attachments.md",
+    "docs/src/datastores.md",
     "docs/src/introduction.md",
     "docs/src/labs.md",
     "docs/src/pools.md",
