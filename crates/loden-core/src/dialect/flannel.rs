@@ -6,6 +6,7 @@
 //! [`SubnetEnv`] is what the CNI plugin reads; [`Flanneld`] is flanneld's command line.
 
 pub mod annotations;
+mod announced;
 mod error;
 mod flags;
 mod json;
@@ -13,10 +14,13 @@ pub mod layout;
 mod lease;
 mod net_conf;
 mod subnet_env;
+mod subnet_key;
 
+pub use announced::{Announced, Vtep, WireguardPeer};
 pub use error::FlannelError;
 pub use flags::{Flanneld, Secret};
 pub use layout::Layout;
-pub use lease::{Announced, Attributes, SubnetKey, Vtep, WireguardPeer, node_name, node_uid};
+pub use lease::{Attributes, node_name, node_uid};
 pub use net_conf::{NetConf, pool_name};
 pub use subnet_env::SubnetEnv;
+pub use subnet_key::SubnetKey;

@@ -78,6 +78,9 @@ fn annotations_are_written_as_flannel_writes_them() {
         let wishes = annotations::wishes(PREFIX, &given).expect("readable");
         let is_wished = text.contains("-overwrite");
         assert_eq!(wishes.public, if is_wished { read.public } else { PerFamily::default() });
+        let name = "worker-1".parse().expect("a name");
+        let node = annotations::node(PREFIX, &name, &given, &[]).expect("readable").expect("served");
+        assert_eq!((node.underlay, node.public, node.asked), (read.public, wishes.public, wishes.asked));
     }
 }
 

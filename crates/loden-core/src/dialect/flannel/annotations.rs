@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
+use super::announced::wrong;
 use super::lease::parse_public;
 use super::{Announced, Attributes, FlannelError, json};
-use crate::model::{Family, PerFamily};
+use crate::model::{Family, Node, NodeName, PerFamily, Pool};
 
 /// The annotation that says that a node is served.
 const SERVED: &str = "kube-subnet-manager";
@@ -47,7 +48,7 @@ pub struct Wishes {
     pub asked: PerFamily<IpAddr>,
 }
 
-/// All annotations that [`write`] writes, and no others: what is not among its result is to be taken away.
+/// All annotations that [`write()`] writes, and no others: what is not among its result is to be taken away.
 #[must_use]
 pub fn written(prefix: &str) -> Vec<String> {
     let of = |family| [names(family).data, names(family).public];
@@ -73,8 +74,8 @@ pub fn read(prefix: &str, annotations: &BTreeMap<String, String>) -> Result<Opti
             public.set(family, addr);
         }
         if let Some(text) = get(names.data) {
-            let value =
-                json::value(text.as_bytes()).map_err(|error| fault(prefix, names.data, text, &error.to_string()))?;
+            let value = json::value(text.as_bytes())
+                .map_err(|error| wrong(&format!("{prefix}{}", names.data), &Value::from(text), &error.to_string()))?;
             *(if family == Family::V4 { &mut data.v4 } else { &mut data.v6 }) = Some(value);
         }
     }
@@ -99,6 +100,21 @@ pub fn wishes(prefix: &str, annotations: &BTreeMap<String, String>) -> Result<Wi
         }
     }
     Ok(wishes)
+}
+
+/// The node of flannel's that the annotations are of; `None` when it is not served (yet).
+///
+/// # Errors
+/// [`FlannelError`] for the first fault, with its place.
+pub fn node(
+    prefix: &str,
+    name: &NodeName,
+    annotations: &BTreeMap<String, String>,
+    pools: &[Pool],
+) -> Result<Option<Node>, FlannelError> {
+    let Some(attributes) = read(prefix, annotations)? else { return Ok(None) };
+    let Wishes { public, asked } = wishes(prefix, annotations)?;
+    Ok(Some(Node { public, asked, ..attributes.node(name.clone(), pools) }))
 }
 
 /// The annotations that flanneld writes for this: of VXLAN and WireGuard a family is left out that has no data.
@@ -130,11 +146,6 @@ pub fn write(prefix: &str, attributes: &Attributes) -> BTreeMap<String, String> 
 
 fn address(prefix: &str, name: &str, text: Option<&str>, family: Family) -> Result<Option<IpAddr>, FlannelError> {
     Ok(text.map(|text| parse_public(&format!("{prefix}{name}"), &Value::from(text), family)).transpose()?.flatten())
-}
-
-fn fault(prefix: &str, name: &str, value: &str, meant: &str) -> FlannelError {
-    let value = value.chars().take(80).collect();
-    crate::config::ConfigError::Invalid { key: format!("{prefix}{name}"), value, meant: meant.to_owned() }.into()
 }
 
 #[cfg(test)]

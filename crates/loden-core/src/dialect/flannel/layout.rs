@@ -9,13 +9,15 @@
 
 mod judge;
 mod mirror;
+mod read;
 
 pub use mirror::mirror;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::judge::Judged;
-use super::{Attributes, FlannelError, NetConf, SubnetKey, node_name};
+use self::read::{Lease, read_own, record_key};
+use super::NetConf;
 use crate::model::{Entry, Key, NodeName, Pool, Prefix, Record};
 
 /// A key of etcd with its value.
@@ -90,15 +92,6 @@ pub struct Layout {
     held: BTreeSet<Key>,
     /// By the key behind the prefix.
     flaws: BTreeMap<String, String>,
-}
-
-/// A lease that was read.
-#[derive(Debug, Clone)]
-struct Lease {
-    subnets: Vec<Prefix>,
-    attributes: Result<Attributes, String>,
-    /// The node of flannel's that it is for, if it is one.
-    node: Option<NodeName>,
 }
 
 const CONFIG: &str = "config";
@@ -368,47 +361,6 @@ impl Layout {
         }
         told
     }
-}
-
-impl Lease {
-    fn parse(name: &str, value: &[u8]) -> Result<Self, String> {
-        let key: SubnetKey = name.parse().map_err(|error: FlannelError| error.to_string())?;
-        let attributes = Attributes::parse(value).map_err(|error| error.to_string());
-        let node = match &attributes {
-            Ok(Attributes { public, .. }) => match public.v4 {
-                Some(std::net::IpAddr::V4(addr)) => Some(node_name(addr)),
-                _ => None,
-            },
-            Err(_) => None,
-        };
-        Ok(Self { subnets: key.prefixes().collect(), attributes, node })
-    }
-}
-
-/// The record that is to stand under a key; `None`: it is nobody's business here.
-fn record_key(path: &str) -> Option<Result<Key, String>> {
-    let (kind, name) = path.strip_prefix("loden/")?.split_once('/')?;
-    let key = match kind {
-        "node" => name.parse().map(Key::Node).map_err(|error| format!("{error}")),
-        "lease" => name.parse().map(Key::Lease).map_err(|error| format!("{error}")),
-        "block" => {
-            let cidr = name.rsplit_once('-').map_or_else(|| name.to_owned(), |(addr, len)| format!("{addr}/{len}"));
-            cidr.parse().map(Key::Block).map_err(|error| format!("{error}"))
-        }
-        _ => return None,
-    };
-    Some(key.and_then(|key| match Layout::path(&key) {
-        canonical if canonical == path => Ok(key),
-        canonical => Err(format!("it should be called {canonical}")),
-    }))
-}
-
-fn read_own(key: &Key, pair: &Pair) -> Result<Entry, String> {
-    let record: Record = serde_json::from_slice(&pair.value).map_err(|error| error.to_string())?;
-    if record.key() != *key {
-        return Err(format!("it holds the record {}", record.key()));
-    }
-    Ok(Entry { record, created: pair.created, revision: pair.revision })
 }
 
 fn take_out<K: Ord, Q: Ord + ?Sized, V: Ord + std::borrow::Borrow<Q>>(

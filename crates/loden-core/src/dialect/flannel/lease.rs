@@ -1,14 +1,13 @@
-//! A lease: the key of a node's subnets, and what the node says of itself (its attributes), byte for byte as flanneld writes them.
+//! A lease's value: what a node says of itself (its attributes), byte for byte as flanneld writes it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
 
 use serde_json::Value;
 
-use super::{FlannelError, json};
-use crate::model::{BackendConfig, Family, Mac, Node, NodeName, NodeUid, PerFamily, Pool, Prefix, Receive};
+use super::announced::wrong;
+use super::{Announced, FlannelError, Vtep, json};
+use crate::model::{BackendConfig, Family, Node, NodeName, NodeUid, PerFamily, Pool, Receive};
 
 /// The name of a node of flannel's that has none: its address.
 #[must_use]
@@ -22,66 +21,6 @@ pub fn node_uid() -> NodeUid {
     NodeUid::new("flannel").unwrap_or_else(|_| unreachable!("letters are an identity"))
 }
 
-/// The key of a lease below `subnets/`: `10.5.34.0-24`, or `10.5.34.0-24&fc00:0:0:1::-64` for both families.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SubnetKey {
-    /// The subnet for IPv4, which is always there.
-    pub v4: Prefix,
-    /// The subnet for IPv6.
-    pub v6: Option<Prefix>,
-}
-
-impl SubnetKey {
-    /// Its subnets.
-    pub fn prefixes(&self) -> impl Iterator<Item = Prefix> {
-        [Some(self.v4), self.v6].into_iter().flatten()
-    }
-}
-
-impl FromStr for SubnetKey {
-    type Err = FlannelError;
-
-    fn from_str(given: &str) -> Result<Self, FlannelError> {
-        let wrong = |cause: String| FlannelError::SubnetKey { given: given.to_owned(), cause };
-        let prefix = |text: &str, family: Family| {
-            let prefix: Prefix =
-                plain(text).and_then(|text| text.parse().map_err(|error| format!("{error}"))).map_err(wrong)?;
-            match prefix.family() == family {
-                true => Ok(prefix),
-                false => Err(wrong(format!("{prefix} is not {family}"))),
-            }
-        };
-        let (v4, v6) = match given.split_once('&') {
-            Some((v4, v6)) => (v4, Some(v6)),
-            None => (given, None),
-        };
-        Ok(Self { v4: prefix(v4, Family::V4)?, v6: v6.map(|v6| prefix(v6, Family::V6)).transpose()? })
-    }
-}
-
-/// A subnet with the slash that a key cannot hold.
-fn plain(text: &str) -> Result<String, String> {
-    let (addr, len) = text.rsplit_once('-').ok_or_else(|| format!("{text:?} has no length"))?;
-    // What reads otherwise than it is written would be another key for the same subnet.
-    if len.is_empty() || !len.bytes().all(|b| b.is_ascii_digit()) || (len.len() > 1 && len.starts_with('0')) {
-        return Err(format!("{len:?} is no length"));
-    }
-    if addr.bytes().any(|b| b.is_ascii_uppercase()) {
-        return Err(format!("{addr:?} is not in lower case"));
-    }
-    Ok(format!("{addr}/{len}"))
-}
-
-impl fmt::Display for SubnetKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.v4.network(), self.v4.len())?;
-        match self.v6 {
-            Some(v6) => write!(f, "&{}-{}", v6.network(), v6.len()),
-            None => Ok(()),
-        }
-    }
-}
-
 /// What a node says of itself.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Attributes {
@@ -89,47 +28,6 @@ pub struct Attributes {
     pub public: PerFamily<IpAddr>,
     /// How.
     pub backend: Announced,
-}
-
-/// A backend as a lease has it.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub enum Announced {
-    /// `udp`, which flannel leaves empty; of a node of loden's: nothing that a peer could use yet.
-    #[default]
-    Udp,
-    /// `vxlan`, with the VTEP for each family of the underlay.
-    Vxlan(PerFamily<Vtep>),
-    /// `host-gw`.
-    HostGw,
-    /// `ipip`.
-    Ipip,
-    /// `wireguard`, with the peer for each device.
-    Wireguard(PerFamily<WireguardPeer>),
-    /// Any other.
-    Other {
-        /// Its name.
-        kind: String,
-        /// What it says for each family.
-        data: PerFamily<Value>,
-    },
-}
-
-/// A VTEP as a lease has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Vtep {
-    /// The lower 16 bits of the network's identifier: flannel's lease has no room for more.
-    pub vni: u16,
-    /// Its Ethernet address.
-    pub mac: Mac,
-}
-
-/// A peer of WireGuard's as a lease has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WireguardPeer {
-    /// Its public key in base64.
-    pub public_key: String,
-    /// Its UDP port; older flannels leave it out.
-    pub port: Option<u16>,
 }
 
 impl Attributes {
@@ -266,86 +164,6 @@ fn short(vni: u32) -> u16 {
     (vni & 0xffff) as u16
 }
 
-impl Announced {
-    /// The backend's name as flannel writes it: empty for `udp`.
-    #[must_use]
-    pub fn kind(&self) -> &str {
-        match self {
-            Self::Udp => "",
-            Self::Vxlan(_) => "vxlan",
-            Self::HostGw => "host-gw",
-            Self::Ipip => "ipip",
-            Self::Wireguard(_) => "wireguard",
-            Self::Other { kind, .. } => kind,
-        }
-    }
-
-    /// What it says for a family (`BackendData`, `BackendV6Data`), in JSON; `None`: nothing.
-    #[must_use]
-    pub fn data(&self, family: Family) -> Option<String> {
-        match self {
-            Self::Udp | Self::HostGw | Self::Ipip => None,
-            Self::Vxlan(vteps) => {
-                vteps.get(family).map(|vtep| format!("{{\"VNI\":{},\"VtepMAC\":\"{}\"}}", vtep.vni, vtep.mac))
-            }
-            Self::Wireguard(peers) => pick(peers, family).map(|peer| {
-                let key = Value::from(peer.public_key.as_str());
-                match peer.port {
-                    Some(port) => format!("{{\"PublicKey\":{key},\"Port\":{port}}}"),
-                    None => format!("{{\"PublicKey\":{key}}}"),
-                }
-            }),
-            Self::Other { data, .. } => pick(data, family).map(ToString::to_string),
-        }
-    }
-
-    /// From its name and what it says for each family; a null says nothing.
-    pub(super) fn parse(kind: &str, data: PerFamily<Value>) -> Result<Self, FlannelError> {
-        let PerFamily { v4, v6 } = data;
-        let v4 = v4.filter(|value| !value.is_null()).map(|value| ("BackendData", value));
-        let v6 = v6.filter(|value| !value.is_null()).map(|value| ("BackendV6Data", value));
-        Ok(match kind {
-            "" => Self::Udp,
-            "vxlan" => {
-                Self::Vxlan(PerFamily { v4: v4.map(parse_vtep).transpose()?, v6: v6.map(parse_vtep).transpose()? })
-            }
-            "host-gw" => Self::HostGw,
-            "ipip" => Self::Ipip,
-            "wireguard" => {
-                Self::Wireguard(PerFamily { v4: v4.map(parse_peer).transpose()?, v6: v6.map(parse_peer).transpose()? })
-            }
-            other => Self::Other {
-                kind: other.to_owned(),
-                data: PerFamily { v4: v4.map(|(_, value)| value), v6: v6.map(|(_, value)| value) },
-            },
-        })
-    }
-}
-
-/// Of values that cannot be copied.
-fn pick<T>(values: &PerFamily<T>, family: Family) -> Option<&T> {
-    if family == Family::V4 { values.v4.as_ref() } else { values.v6.as_ref() }
-}
-
-fn parse_vtep((key, value): (&str, Value)) -> Result<Vtep, FlannelError> {
-    let vni = value["VNI"].as_u64().and_then(|vni| u16::try_from(vni).ok());
-    let mac = value["VtepMAC"].as_str().and_then(|mac| mac.parse().ok());
-    match (vni, mac) {
-        (Some(vni), Some(mac)) => Ok(Vtep { vni, mac }),
-        _ => Err(wrong(key, &value, "such as {\"VNI\":1,\"VtepMAC\":\"12:c6:65:89:b4:e3\"} was meant")),
-    }
-}
-
-fn parse_peer((key, value): (&str, Value)) -> Result<WireguardPeer, FlannelError> {
-    let port = value.get("Port").map(|port| port.as_u64().and_then(|port| u16::try_from(port).ok()));
-    match (value["PublicKey"].as_str(), port) {
-        (Some(public_key), None | Some(Some(_))) => {
-            Ok(WireguardPeer { public_key: public_key.to_owned(), port: port.flatten() })
-        }
-        _ => Err(wrong(key, &value, "such as {\"PublicKey\":\"…\",\"Port\":51820} was meant")),
-    }
-}
-
 /// An address; the unspecified one is none.
 pub(super) fn parse_public(key: &str, value: &Value, family: Family) -> Result<Option<IpAddr>, FlannelError> {
     let addr = value.as_str().and_then(|text| match family {
@@ -356,37 +174,9 @@ pub(super) fn parse_public(key: &str, value: &Value, family: Family) -> Result<O
     Ok((!addr.is_unspecified()).then_some(addr))
 }
 
-fn wrong(key: &str, value: &Value, meant: &str) -> FlannelError {
-    let value: String = value.to_string().chars().take(80).collect();
-    crate::config::ConfigError::Invalid { key: key.to_owned(), value, meant: meant.to_owned() }.into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_are_read_as_they_are_written() {
-        for text in ["10.5.34.0-24", "10.5.34.0-24&fc00:0:0:1::-64", "10.5.34.128-26&fc00::1:0-112"] {
-            assert_eq!(text.parse::<SubnetKey>().expect(text).to_string(), text);
-        }
-        for wrong in [
-            "",
-            "10.5.34.0",
-            "10.5.34.0-33",
-            "10.5.34.1-24",
-            "fc00::-64",
-            "10.5.34.0-24&",
-            "10.5.34.0-24&10.5.35.0-24",
-            "10.5.34.0/24",
-            "10.5.34.0-024",
-            "10.5.34.0-+24",
-            "10.5.34.0-24&FC00::-64",
-            "10.5.34.0-24&fc00::-64&fc00::-64",
-        ] {
-            assert!(wrong.parse::<SubnetKey>().is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn wide_vnis_are_cut_as_flannel_cuts_them() {

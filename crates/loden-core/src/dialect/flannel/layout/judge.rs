@@ -1,6 +1,7 @@
 //! What pairs come to: which record stands under a key, and what is wrong at a place.
 
-use super::{CONFIG, Layout, Lease, record_key};
+use super::read::{Lease, record_key};
+use super::{CONFIG, Layout};
 use crate::dialect::flannel::{Attributes, FlannelError, node_uid};
 use crate::model::{Block, Entry, Family, Key, Node, NodeName, Pool, Prefix, Record};
 
