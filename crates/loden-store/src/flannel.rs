@@ -263,7 +263,7 @@ impl Flannel {
     fn made(&self, record: &Record, found: Option<&Entry>, revision: u64) -> Entry {
         let picture = self.picture();
         let entry = picture.layout.as_ref().and_then(|layout| layout.entry(&record.key()));
-        entry.filter(|entry| entry.record == *record).cloned().unwrap_or_else(|| Entry {
+        entry.filter(|entry| entry.revision == revision).cloned().unwrap_or_else(|| Entry {
             record: record.clone(),
             created: found.map_or(revision, |found| found.created),
             revision,
@@ -353,12 +353,18 @@ impl Store for Flannel {
         let read = {
             let root = root.clone();
             move |events: &[Event<'_>]| {
-                let raw: Vec<RawChange> = events.iter().map(|event| raw_change(&root, event)).collect();
-                let revision = events.iter().map(|event| unsigned(event.kv.mod_revision())).max().unwrap_or_default();
-                if let Some(layout) = &mut lock(&picture).layout {
-                    layout.apply(raw.clone());
+                let revision = |event: &Event<'_>| unsigned(event.kv.mod_revision());
+                let mut changes = Vec::new();
+                // What was written at once is read at once, and what was written later later.
+                for events in events.chunk_by(|a, b| revision(a) == revision(b)) {
+                    let raw: Vec<RawChange> = events.iter().map(|event| raw_change(&root, event)).collect();
+                    if let Some(layout) = &mut lock(&picture).layout {
+                        layout.apply(raw.clone());
+                    }
+                    let at = events.first().map_or(0, revision);
+                    changes.extend(layout.apply(raw).into_iter().map(|told| change(told, at)));
                 }
-                layout.apply(raw).into_iter().map(|told| change(told, revision)).collect()
+                changes
             }
         };
         watcher::watch(self.members.clone(), Subject { root, id: self.full(ID), read }, after).await

@@ -171,15 +171,12 @@ fn put_pool(layout: &Layout, pool: &Pool, nat_outgoing: bool) -> Result<Plan, Ob
         (Err(_), None) => NetConf { pools: Vec::new(), enable_nftables: false },
         (Err(cause), Some(_)) => return Err(Obstacle::Unsayable(cause.to_owned())),
     };
-    if conf.pools.contains(pool) {
-        return Ok(Plan { same: BTreeMap::from([(path.clone(), revision(layout, &path))]), ..Plan::default() });
-    }
     conf.pools.retain(|other| other.name != pool.name);
     conf.pools.push(pool.clone());
     conf.pools.sort_by_key(|pool| pool.cidr.family() == Family::V6);
     let text = conf.render().map_err(|error| Obstacle::Unsayable(error.to_string()))?;
     let read = NetConf::parse(text.as_bytes(), nat_outgoing).map_err(|error| Obstacle::Unsayable(error.to_string()))?;
-    if read != conf {
+    if !read.pools.iter().zip(&conf.pools).all(|(read, meant)| means_the_same(read, meant)) {
         let names: Vec<_> = read.pools.iter().map(|pool| pool.name.to_string()).collect();
         return Err(Obstacle::Unsayable(format!(
             "in flannel's net-conf.json pool {} would read otherwise: pools are called {}, and natOutgoing is {nat_outgoing} \
@@ -190,8 +187,17 @@ fn put_pool(layout: &Layout, pool: &Pool, nat_outgoing: bool) -> Result<Plan, Ob
     }
     let mut plan = Plan::default();
     plan.remember(layout, &path);
-    plan.puts.insert(path, (text.into_bytes(), Bound::ForEver));
+    // flannel's own words for it stay.
+    if !layout.conf().is_ok_and(|conf| conf.pools.iter().any(|there| means_the_same(there, pool))) {
+        plan.write(layout, path, text.into_bytes(), Bound::ForEver);
+    }
     Ok(plan)
+}
+
+/// Whether two pools are the same but for the words: bounds that are not said are the usual ones.
+fn means_the_same(one: &Pool, other: &Pool) -> bool {
+    let plain = |pool: &Pool| Pool { first_block: None, last_block: None, ..pool.clone() };
+    plain(one) == plain(other) && one.block_bounds() == other.block_bounds()
 }
 
 fn delete_pool(layout: &Layout, key: &Key) -> Result<Plan, Obstacle> {

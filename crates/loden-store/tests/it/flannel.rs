@@ -50,18 +50,22 @@ impl Network {
         keys.filter(|(key, _)| key != "config" && key != "loden/id").collect()
     }
 
-    /// As flanneld makes its lease: the key must not be there. Whether it was made, and its lease.
-    async fn flanneld_claims(&mut self, key: &str, ip: &str) -> Option<i64> {
-        let lease = self.client.lease_grant(86400, None).await.expect("granted").id();
-        let key = format!("/coreos.com/network/subnets/{key}");
-        let put = TxnOp::put(key.as_str(), theirs(ip), Some(PutOptions::new().with_lease(lease)));
-        let made = Txn::new().when([Compare::version(key.as_str(), CompareOp::Equal, 0)]).and_then([put]);
-        self.client.txn(made).await.expect("answered").succeeded().then_some(lease)
-    }
-
     async fn put(&mut self, key: &str, value: &str) {
         self.client.put(format!("/coreos.com/network/{key}"), value, None).await.expect("written");
     }
+}
+
+/// As flanneld makes its lease: the key must not be there. Whether it was made, and its lease.
+async fn flanneld_claims(client: &mut Client, key: &str, ip: &str) -> Option<i64> {
+    let lease = client.lease_grant(86400, None).await.expect("granted").id();
+    flanneld_writes(client, key, ip, lease).await.then_some(lease)
+}
+
+async fn flanneld_writes(client: &mut Client, key: &str, ip: &str, lease: i64) -> bool {
+    let key = format!("/coreos.com/network/subnets/{key}");
+    let put = TxnOp::put(key.as_str(), theirs(ip), Some(PutOptions::new().with_lease(lease)));
+    let made = Txn::new().when([Compare::version(key.as_str(), CompareOp::Equal, 0)]).and_then([put]);
+    client.txn(made).await.expect("answered").succeeded()
 }
 
 fn block(cidr: &str, owner: &str) -> Record {
@@ -144,7 +148,7 @@ async fn nodes_of_flannels_are_records_while_their_leases_are_there() {
     let store = network.store();
     let listing = store.list().await.expect("lists");
     let mut watch = store.watch(listing.revision).await.expect("watches");
-    let lease = network.flanneld_claims("10.5.7.0-24", "172.16.0.5").await.expect("free");
+    let lease = flanneld_claims(&mut network.client, "10.5.7.0-24", "172.16.0.5").await.expect("free");
     network.put("subnets/10.5.8.0-24", "no JSON").await;
     let mut told = Vec::new();
     for _ in 0..3 {
@@ -181,25 +185,197 @@ async fn nodes_of_flannels_are_records_while_their_leases_are_there() {
 #[tokio::test]
 async fn a_claim_of_lodens_and_one_of_flannels_exclude_each_other() {
     let mut network = Network::new(CONFIG).await;
-    let (store, mut flanneld) = (network.store(), Network { client: network.server.client().await, ..network });
-    network = Network { client: flanneld.server.client().await, server: Server::start(&[]) };
-    drop(network.server);
+    let store = network.store();
+    let lease = network.client.lease_grant(86400, None).await.expect("granted").id();
     let mut won = (0, 0);
     for n in 0..100_u8 {
-        let key = format!("10.5.{n}.0-24");
-        let (ours, theirs) = tokio::join!(
-            store.put(block(&format!("10.5.{n}.0/24"), "a"), Expect::Absent, TTL),
-            flanneld.flanneld_claims(&key, "172.16.0.5")
-        );
+        // Without a lease of etcd's ours is as quick as theirs.
+        let (key, record) = (format!("10.5.{n}.0-24"), block(&format!("10.5.{n}.0/24"), "a"));
+        let ours = store.put(record, Expect::Absent, None);
+        let theirs = flanneld_writes(&mut network.client, &key, "172.16.0.5", lease);
+        let (ours, theirs) = if n % 2 == 0 {
+            tokio::join!(ours, theirs)
+        } else {
+            let (theirs, ours) = tokio::join!(theirs, ours);
+            (ours, theirs)
+        };
         match (ours, theirs) {
-            (Ok(_), None) => won.0 += 1,
-            (Err(StoreError::Conflict { .. }), Some(_)) => won.1 += 1,
+            (Ok(_), false) => won.0 += 1,
+            (Err(StoreError::Conflict { .. }), true) => won.1 += 1,
             other => panic!("{n}: {other:?}"),
         }
     }
-    assert_eq!(won.0 + won.1, 100);
     let entries = store.list().await.expect("lists").entries;
     let blocks: Vec<_> = entries.iter().filter(|entry| matches!(entry.record, Record::Block(_))).map(owner).collect();
     assert_eq!(blocks.iter().filter(|(owner, _)| owner == "a").count(), won.0);
     assert_eq!(blocks.iter().filter(|(owner, uid)| owner == "172.16.0.5" && uid == "flannel").count(), won.1);
+}
+
+#[tokio::test]
+async fn a_block_of_flannels_is_taken_over_with_its_lease_or_as_a_reservation() {
+    let mut network = Network::new(CONFIG).await;
+    let store = network.store();
+    let lease = flanneld_claims(&mut network.client, "10.5.7.0-24", "172.16.0.5").await.expect("free");
+    network.put("subnets/10.5.9.0-24", &theirs("172.16.0.5")).await;
+    store.put(node("a", "172.16.0.5", true), Expect::Absent, None).await.expect("published");
+    for (cidr, key, bound) in [("10.5.7.0/24", "10.5.7.0-24", lease), ("10.5.9.0/24", "10.5.9.0-24", 0)] {
+        let found = store.get(&block_key(cidr)).await.expect("read").expect("there");
+        assert_eq!(owner(&found), ("172.16.0.5".to_owned(), "flannel".to_owned()));
+        let stale = store.put(block(cidr, "a"), Expect::Revision(found.revision - 1), TTL).await;
+        assert!(matches!(stale, Err(StoreError::Conflict { .. })), "{stale:?}");
+        let taken = store.put(block(cidr, "a"), Expect::Revision(found.revision), TTL).await.expect("taken over");
+        assert_eq!(owner(&taken), ("a".to_owned(), "a".to_owned()));
+        store.renew(&block_key(cidr), taken.revision, TTL.expect("a time")).await.expect("renewed");
+        store.put(block(cidr, "a"), Expect::Any, TTL).await.expect("the same");
+        let keys = network.keys().await;
+        let (shown, shown_lease) = &keys[&format!("subnets/{key}")];
+        assert!(shown.contains("02:00:00:00:00:01") && shown.contains("172.16.0.5"), "{shown}");
+        assert_eq!((*shown_lease, keys[&format!("loden/block/{key}")].1), (bound, bound));
+    }
+    let listing = store.list().await.expect("lists");
+    assert!(listing.flaws.is_empty(), "{:?}", listing.flaws);
+    // The node of flannel's is gone with its last lease.
+    assert!(listing.entries.iter().all(|entry| entry.record.key().to_string() != "node/172.16.0.5"));
+    let leases = network.client.leases().await.expect("answered");
+    assert_eq!(leases.leases().iter().map(etcd_client::LeaseStatus::id).collect::<Vec<_>>(), [lease]);
+}
+
+#[tokio::test]
+async fn a_network_of_both_families_has_one_key_for_both_blocks() {
+    let mut network = Network::new(DUAL).await;
+    let store = network.store();
+    store.put(node("a", "192.0.2.1", true), Expect::Absent, None).await.expect("published");
+    let v4 = store.put(block("10.5.34.0/24", "a"), Expect::Absent, TTL).await.expect("claimed");
+    assert!(!network.keys().await.keys().any(|key| key.starts_with("subnets/")), "half a block is shown");
+    let v6 = store.put(block("fc00:0:0:1::/64", "a"), Expect::Absent, TTL).await.expect("claimed");
+    let keys = network.keys().await;
+    let shown = &keys["subnets/10.5.34.0-24&fc00:0:0:1::-64"];
+    assert_eq!(shown.1, keys["loden/block/10.5.34.0-24"].1);
+    // A node of flannel's with both: neither can be claimed, and both change hands together.
+    flanneld_claims(&mut network.client, "10.5.7.0-24&fc00:0:0:7::-64", "172.16.0.5").await.expect("free");
+    for cidr in ["10.5.7.0/24", "fc00:0:0:7::/64"] {
+        let taken = store.put(block(cidr, "b"), Expect::Absent, TTL).await;
+        assert!(matches!(taken, Err(StoreError::Conflict { found: Some(_), .. })), "{taken:?}");
+    }
+    let found = store.get(&block_key("10.5.7.0/24")).await.expect("read").expect("there");
+    store.put(block("10.5.7.0/24", "b"), Expect::Revision(found.revision), TTL).await.expect("taken over");
+    let fellow = store.get(&block_key("fc00:0:0:7::/64")).await.expect("read").expect("there");
+    assert_eq!(owner(&fellow), ("b".to_owned(), "b".to_owned()));
+    // One of the two given back: the key of both goes.
+    store.delete(&block_key("fc00:0:0:1::/64"), Expect::Revision(v6.revision)).await.expect("given back");
+    assert!(!network.keys().await.contains_key("subnets/10.5.34.0-24&fc00:0:0:1::-64"));
+    assert_eq!(store.get(&block_key("10.5.34.0/24")).await.expect("read"), Some(v4));
+    assert!(store.list().await.expect("lists").flaws.is_empty());
+}
+
+#[tokio::test]
+async fn a_term_that_ran_out_takes_record_and_lease_at_once() {
+    let mut network = Network::new(CONFIG).await;
+    let store = network.store();
+    let short = Some(Duration::from_secs(2));
+    let claimed = store.put(block("10.5.34.0/24", "a"), Expect::Absent, short).await.expect("claimed");
+    let mut watch = network.store().watch(claimed.revision).await.expect("watches");
+    let gone = next(&mut watch).await;
+    assert!(matches!(&gone, Change::Delete { key, .. } if *key == block_key("10.5.34.0/24")), "{gone:?}");
+    assert_eq!(network.keys().await, BTreeMap::new());
+    // The store's own picture had it still: that does not stand in the way of the next one.
+    let late = store.renew(&claimed.record.key(), claimed.revision, Duration::from_secs(2)).await;
+    assert!(matches!(late, Err(StoreError::Conflict { found: None, .. })), "{late:?}");
+    let again = store.put(block("10.5.34.0/24", "b"), Expect::Absent, TTL).await.expect("claimed");
+    assert!(again.created > claimed.created);
+}
+
+#[tokio::test]
+async fn what_is_written_at_once_is_told_at_once_and_a_resumed_watch_agrees() {
+    let network = Network::new(CONFIG).await;
+    let (store, other) = (network.store(), network.store());
+    let from = store.list().await.expect("lists").revision;
+    let mut watch = store.watch(from).await.expect("watches");
+    let claimed = other.put(block("10.5.34.0/24", "a"), Expect::Absent, TTL).await.expect("claimed");
+    let made = other.put(node("a", "192.0.2.1", true), Expect::Absent, None).await.expect("published");
+    assert_eq!(next(&mut watch).await, Change::Put(claimed.clone()));
+    assert_eq!(next(&mut watch).await, Change::Put(made.clone()));
+    // From an earlier revision, with another handle: the same.
+    let mut resumed = network.store().watch(from).await.expect("watches");
+    assert_eq!(next(&mut resumed).await, Change::Put(claimed));
+    assert_eq!(next(&mut resumed).await, Change::Put(made.clone()));
+    // What a handle writes itself is told to it, too.
+    let from = store.list().await.expect("lists").revision;
+    store.put(node("a", "192.0.2.2", true), Expect::Revision(made.revision), None).await.expect("published");
+    let mut watch = store.watch(from).await.expect("watches");
+    assert!(matches!(next(&mut watch).await, Change::Put(entry) if entry.record == node("a", "192.0.2.2", true)));
+}
+
+#[tokio::test]
+async fn many_race_for_few_blocks_and_each_has_one() {
+    let network = Network::new(r#"{"Network":"10.5.0.0/19","Backend":{"Type":"vxlan"}}"#).await;
+    let mut tasks = Vec::new();
+    for n in 0..20 {
+        let store = network.store();
+        tasks.push(tokio::spawn(async move {
+            for i in 1..32 {
+                let cidr = format!("10.5.{i}.0/24");
+                match store.put(block(&cidr, &format!("n{n}")), Expect::Absent, TTL).await {
+                    Ok(_) => return Some(cidr),
+                    Err(StoreError::Conflict { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            None
+        }));
+    }
+    let mut won = Vec::new();
+    for task in tasks {
+        won.push(task.await.expect("no panic").expect("there are more blocks than nodes"));
+    }
+    won.sort();
+    won.dedup();
+    assert_eq!(won.len(), 20);
+    let listing = network.store().list().await.expect("lists");
+    assert!(listing.flaws.is_empty(), "{:?}", listing.flaws);
+}
+
+#[tokio::test]
+async fn a_lost_configuration_is_no_empty_network() {
+    let mut network = Network::new(CONFIG).await;
+    let store = network.store();
+    store.put(block("10.5.34.0/24", "a"), Expect::Absent, TTL).await.expect("claimed");
+    let from = store.list().await.expect("lists").revision;
+    let mut watch = store.watch(from).await.expect("watches");
+    network.put("config", "no JSON").await;
+    let told = next(&mut watch).await;
+    assert!(matches!(&told, Change::Flaw { place, .. } if place == "/coreos.com/network/config"), "{told:?}");
+    let error = network.store().list().await.expect_err("it cannot be listed");
+    assert!(error.to_string().starts_with("/coreos.com/network/config: "), "{error}");
+    let error = network.store().put(block("10.5.35.0/24", "b"), Expect::Absent, TTL).await.expect_err("no network");
+    assert!(matches!(error, StoreError::Unreadable { .. }), "{error}");
+    network.put("config", CONFIG).await;
+    assert!(matches!(next(&mut watch).await, Change::Put(_) | Change::Flaw { cause: None, .. }));
+    assert_eq!(store.list().await.expect("lists").entries.len(), 2);
+}
+
+#[tokio::test]
+async fn pools_are_written_as_flannels_configuration() {
+    let mut network = Network::new(CONFIG).await;
+    network.client.delete("/coreos.com/network/config", None).await.expect("removed");
+    let store = network.store();
+    assert!(store.list().await.expect("a network that begins").entries.is_empty());
+    let pool = |name: &str, nat: bool| -> Record {
+        let backend = serde_json::json!({"type": "vxlan", "vni": 1, "port": 8472});
+        let value = serde_json::json!({"kind": "pool", "name": name, "cidr": "10.5.0.0/16", "blockLen": 24,
+            "lastBlock": "10.5.255.0/24", "firstBlock": "10.5.1.0/24", "backend": backend, "natOutgoing": nat});
+        serde_json::from_value(value).expect("a pool")
+    };
+    for (record, says) in [(pool("default", false), "flannel"), (pool("flannel", true), "ip_masq")] {
+        let error = store.put(record, Expect::Any, None).await.expect_err("flannel cannot say it").to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let made = store.put(pool("flannel", false), Expect::Any, None).await.expect("written");
+    assert_eq!(store.list().await.expect("lists").entries, std::slice::from_ref(&made));
+    let found = network.client.get("/coreos.com/network/config", None).await.expect("read");
+    assert_eq!(
+        found.kvs()[0].value_str().expect("text"),
+        r#"{"EnableNFTables":false,"Network":"10.5.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#
+    );
+    assert_eq!(store.put(pool("flannel", false), Expect::Any, None).await.expect("the same"), made);
 }
