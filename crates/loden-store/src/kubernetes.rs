@@ -66,6 +66,8 @@ pub(crate) struct Shared {
     cidrs: Mutex<BTreeMap<String, Vec<Prefix>>>,
     /// The revision at which a record was last seen to change, with a mark of what it said.
     stamps: Mutex<BTreeMap<Key, (u64, u64)>>,
+    /// The node whose agent this is, as its lease said.
+    own: Mutex<Option<NodeName>>,
 }
 
 /// The last listing.
@@ -395,7 +397,10 @@ impl Store for Kubernetes {
     async fn put(&self, record: Record, expect: Expect, _ttl: Option<Duration>) -> Result<Entry, StoreError> {
         let key = record.key();
         match (record, custom::place(&key)) {
-            (record @ Record::Lease(_), _) => Ok(Entry { record, created: 1, revision: 1 }),
+            (Record::Lease(lease), _) => {
+                *lock(&self.shared.own) = Some(lease.node.clone());
+                Ok(Entry { record: Record::Lease(lease), created: 1, revision: 1 })
+            }
             (Record::Node(node), _) => self.put_node(node, expect).await,
             (Record::Block(block), _) if self.has_pod_cidrs() => self.put_pod_cidr(block, expect).await,
             (record, Some((kind, name))) if !self.has_pod_cidrs() => self.put_custom(kind, &name, record, expect).await,
@@ -495,6 +500,10 @@ impl Shared {
             lock(&self.cidrs).insert(meta.uid.clone(), cidrs.clone());
         }
         Ok(Some(cidrs))
+    }
+
+    fn own(&self) -> Option<NodeName> {
+        lock(&self.own).clone()
     }
 
     fn forget(&self, uid: &str) {

@@ -166,12 +166,18 @@ impl Client {
         self.patch_as(STRATEGIC_PATCH, Kind::Node, node, &patch).await
     }
 
+    /// Changes how an object is, by a merge patch.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub async fn patch_status(&self, kind: Kind, name: &str, patch: &Value) -> Result<Object, Fault> {
+        let request = Request::new(Method::PATCH, "patch", kind, Some(name), &[]).with(MERGE_PATCH, patch);
+        self.ask(&request.of_status(), CALL_TIMEOUT).await
+    }
+
     async fn patch_as(&self, content: &'static str, kind: Kind, name: &str, patch: &Value) -> Result<Object, Fault> {
-        let mut request = Request::new(Method::PATCH, "patch", kind, Some(name), &[]).with(content, patch);
-        if kind == Kind::Node {
-            request.uri.push_str("/status");
-            request.resource.push_str("/status");
-        }
+        let request = Request::new(Method::PATCH, "patch", kind, Some(name), &[]).with(content, patch);
+        let request = if kind == Kind::Node { request.of_status() } else { request };
         self.ask(&request, CALL_TIMEOUT).await
     }
 
@@ -258,7 +264,10 @@ impl Client {
             None => Body::empty(),
         };
         let built = builder.body(body).map_err(|error| Fault::Config(error.to_string()))?;
-        let response = self.inner.send(built).await.map_err(|error| Fault::Transport(chain(&error)))?;
+        let response = self.inner.send(built).await.map_err(|error| match &error {
+            kube::Error::Service(inner) => Fault::Transport(chain(&**inner)),
+            error => Fault::Transport(chain(error)),
+        })?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -284,6 +293,15 @@ impl Request {
 
     fn accepting(mut self, accept: &'static str) -> Self {
         self.accept = accept;
+        self
+    }
+
+    fn of_status(mut self) -> Self {
+        self.uri.push_str("/status");
+        self.resource = match self.resource.split_once('.') {
+            Some((plural, group)) => format!("{plural}/status.{group}"),
+            None => format!("{}/status", self.resource),
+        };
         self
     }
 

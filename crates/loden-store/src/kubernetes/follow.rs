@@ -3,13 +3,14 @@
 //! A watch that ends or breaks goes on where it was, so a server that restarts is not asked for everything by everybody. A line
 //! that was cut is read again; what was said already is not taken in twice: in one sort of objects revisions only grow.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Shared;
 use super::client::{Client, chain, jittered};
@@ -27,6 +28,8 @@ const SILENCE: Duration = Duration::from_secs(150);
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_MOST: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long after a change a pool's status is written: a cluster that starts claims many blocks at once.
+const TALLY: Duration = Duration::from_secs(2);
 /// Events that wait to be taken in.
 const AHEAD: usize = 256;
 
@@ -48,10 +51,21 @@ pub async fn follow(shared: Arc<Shared>, client: Client, mut picture: Picture, f
         let reader = Reader { client: client.clone(), kind, at, events: events.clone() };
         readers.spawn(reader.run());
     }
+    let mut tally = Some(Instant::now() + TALLY);
+    let mut untold: BTreeMap<String, String> = BTreeMap::new();
     loop {
+        let at = tally.unwrap_or_else(Instant::now);
         let event = tokio::select! {
             event = queue.recv() => event,
             () = watcher.closed() => return,
+            () = sleep_until(at), if tally.is_some() => {
+                tally = None;
+                let causes = write_tallies(&shared, &client, &picture).await;
+                for change in flaws(&mut untold, causes) {
+                    let _ = watcher.send(Ok(change));
+                }
+                continue;
+            }
         };
         let changes = match event {
             Some(Ok(event)) => take_in(&shared, &client, &mut picture, event).await,
@@ -60,6 +74,9 @@ pub async fn follow(shared: Arc<Shared>, client: Client, mut picture: Picture, f
         };
         match changes {
             Ok(changes) => {
+                if tally.is_none() && picture.has_objects() {
+                    tally = Some(Instant::now() + TALLY);
+                }
                 for change in changes {
                     if watcher.send(Ok(shared.stamped(change))).is_err() {
                         return;
@@ -73,6 +90,33 @@ pub async fn follow(shared: Arc<Shared>, client: Client, mut picture: Picture, f
             }
         }
     }
+}
+
+/// Writes how many blocks nodes have where this node is the one that does; what goes wrong is no reason to stop following.
+async fn write_tallies(shared: &Shared, client: &Client, picture: &Picture) -> BTreeMap<String, String> {
+    let Some(own) = shared.own() else { return BTreeMap::new() };
+    let mut causes = BTreeMap::new();
+    for (pool, blocks) in picture.tallies(&own) {
+        let patch = serde_json::json!({"status": {"blocks": blocks}});
+        match client.patch_status(Kind::Pool, &pool, &patch).await {
+            Ok(_) => {}
+            Err(fault) if fault.is_missing_object(&pool) => {}
+            Err(fault) => drop(
+                causes.insert(format!("{}/{pool} status", Kind::Pool.resource()), fault.at(&client.place).to_string()),
+            ),
+        }
+    }
+    causes
+}
+
+/// What is newly wrong, or no longer.
+fn flaws(known: &mut BTreeMap<String, String>, now: BTreeMap<String, String>) -> Vec<Change> {
+    let over = known.keys().filter(|place| !now.contains_key(*place)).map(|place| (place.clone(), None));
+    let new = now.iter().filter(|(place, cause)| known.get(*place) != Some(*cause));
+    let new = new.map(|(place, cause)| (place.clone(), Some(cause.clone())));
+    let changes = over.chain(new).map(|(place, cause)| Change::Flaw { place, cause, revision: 0 }).collect();
+    *known = now;
+    changes
 }
 
 async fn take_in(

@@ -24,6 +24,8 @@ pub struct Picture {
     claims: BTreeMap<Prefix, BTreeSet<Claim>>,
     /// Which record an object of loden's own is.
     objects: BTreeMap<(Kind, String), Key>,
+    /// How many blocks a Pool's status says that nodes have.
+    said: BTreeMap<String, Option<u64>>,
 }
 
 #[derive(Debug, Clone)]
@@ -65,6 +67,33 @@ impl Picture {
         &self.flaws
     }
 
+    /// Whether there are objects of loden's own.
+    pub fn has_objects(&self) -> bool {
+        !self.objects.is_empty()
+    }
+
+    /// The pools whose status says another number of blocks than there are and whose keeper this node is, with the number. One node
+    /// keeps it: the owner of the pool's lowest block, or the first node while there is none.
+    pub fn tallies(&self, own: &NodeName) -> Vec<(String, u64)> {
+        let mut counts: BTreeMap<&str, (u64, &NodeName)> = BTreeMap::new();
+        let blocks = self.entries.values().filter_map(|entry| match &entry.record {
+            Record::Block(block) => Some(block),
+            _ => None,
+        });
+        for block in blocks {
+            counts.entry(block.pool.as_str()).or_insert((0, &block.owner)).0 += 1;
+        }
+        let first = self.entries.values().find_map(|entry| match &entry.record {
+            Record::Node(node) => Some(&node.name),
+            _ => None,
+        });
+        let due = |(pool, said): (&String, &Option<u64>)| {
+            let (count, keeper) = counts.get(pool.as_str()).map_or((0, first), |(count, owner)| (*count, Some(*owner)));
+            (keeper == Some(own) && *said != Some(count)).then(|| (pool.clone(), count))
+        };
+        self.said.iter().filter_map(due).collect()
+    }
+
     /// Whether the podCIDRs of a Node are needed and it does not say them where a watch shows it.
     pub fn wants_cidrs(&self, meta: &Meta) -> bool {
         let is_silent = |reading: Option<Reading>| reading.is_some_and(|reading| reading.cidrs.is_none());
@@ -91,6 +120,9 @@ impl Picture {
             let meta = Meta { name: name.to_owned(), ..Meta::default() };
             self.set_node(&meta, Ok(None), None, revision, &mut changes);
         } else {
+            if kind == Kind::Pool {
+                self.said.remove(name);
+            }
             if let Some(key) = self.objects.remove(&(kind, name.to_owned())) {
                 self.set(key, None, 0, revision, &mut changes);
             }
@@ -101,6 +133,9 @@ impl Picture {
 
     fn set_custom(&mut self, kind: Kind, object: &Object, revision: u64, changes: &mut Vec<Change>) {
         let meta = &object.metadata;
+        if kind == Kind::Pool {
+            self.said.insert(meta.name.clone(), object.status["blocks"].as_u64());
+        }
         let (record, cause) = match custom::read(kind, object) {
             Ok(record) => (Some(record), None),
             Err(cause) => (None, Some(cause)),

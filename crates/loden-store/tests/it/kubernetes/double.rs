@@ -87,6 +87,7 @@ impl Double {
         let dir = tempfile::tempdir().expect("a directory");
         let (ca_key, key) = (KeyPair::generate().expect("a key"), KeyPair::generate().expect("a key"));
         let mut params = CertificateParams::new([]).expect("parameters");
+        params.distinguished_name.push(rcgen::DnType::CommonName, dir.path().display().to_string());
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let ca = params.self_signed(&ca_key).expect("a certificate");
         std::fs::write(dir.path().join("ca.pem"), ca.pem()).expect("written");

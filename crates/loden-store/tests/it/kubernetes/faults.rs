@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use loden_core::model::{Block, Record};
+use loden_core::model::{Block, Lease, Record};
 use loden_store::{Expect, Store, StoreError};
 use serde_json::json;
 
@@ -49,10 +49,11 @@ async fn what_is_wrong_is_said_in_one_line() {
     assert!(text.contains("xpired") && text.contains("renew the server's certificate"), "{text}");
     show("an expired certificate", &text);
 
-    for (verb, resource) in [("list", "nodes"), ("watch", "nodes"), ("get", "nodes"), ("patch", "nodes/status")] {
+    let rights = [("list", "nodes"), ("watch", "nodes"), ("get", "nodes"), ("patch", "nodes/status")];
+    for (n, (verb, resource)) in (1..).zip(rights) {
         bench.double().set_role(Role::flannels().without(verb, resource));
         let store = bench.on_pod_cidrs().await;
-        let text = denied(&store).await.to_string();
+        let text = denied(&store, n).await.to_string();
         assert!(text.contains(&format!("may not {verb} {resource}")) && text.contains("deploy/rbac.yaml"), "{text}");
         show(&format!("no right to {verb} {resource}"), &text);
     }
@@ -72,16 +73,17 @@ async fn what_is_wrong_is_said_in_one_line() {
 }
 
 /// The first thing that is denied on an agent's usual way.
-async fn denied(store: &Kubernetes) -> StoreError {
+async fn denied(store: &Kubernetes, n: u8) -> StoreError {
     let way = async {
         let listing = store.list().await?;
         let mut watch = store.watch(listing.revision).await?;
-        store.put(Record::Node(node_record("suite-a", "uid-a", 1)), Expect::Any, None).await?;
+        store.put(Record::Node(node_record("suite-a", "uid-a", n)), Expect::Any, None).await?;
         loop {
             watch.next().await?;
         }
     };
-    let error: Result<std::convert::Infallible, StoreError> = way.await;
+    let error: Result<std::convert::Infallible, StoreError> =
+        tokio::time::timeout(Duration::from_secs(20), way).await.expect("it is denied in time");
     match error {
         Err(error) => error,
         Ok(never) => match never {},
@@ -240,6 +242,9 @@ async fn the_roles_are_no_wider_than_needed() {
         let pool = json!({"apiVersion": "loden.dev/v1alpha1", "kind": "Pool", "metadata": {"name": "suite-pool"}, "spec": spec});
         bench.make("Pool", pool).await;
         let mut follower = Follower::new(&store).await;
+        let lease =
+            Lease { node: super::name("suite-a"), uid: "uid-a".parse().expect("a uid"), instance: "1".to_owned() };
+        store.put(Record::Lease(lease), Expect::Absent, None).await.expect("taken");
         store.put(Record::Node(node_record("suite-a", "uid-a", 1)), Expect::Absent, None).await.expect("written");
         let readiness = loden_store::Readiness { ready: true, message: "m".to_owned() };
         store.announce(&super::name("suite-a"), &readiness).await.expect("said");
@@ -257,7 +262,18 @@ async fn the_roles_are_no_wider_than_needed() {
             let StoreError::Conflict { found: Some(found), .. } = lost else { panic!("a conflict: {lost}") };
             store.put(block("uid-a"), Expect::Revision(found.revision), None).await.expect("taken over");
             follower.until("the block", |it| it.owner("198.18.1.0/24").is_some_and(|it| it.1 == "uid-a")).await;
+            let tally =
+                async || bench.api("Pool").get("suite-pool").await.expect("there").data["status"]["blocks"].clone();
+            let counts = async |n: u32| {
+                let until = Instant::now() + Duration::from_secs(20);
+                while tally().await != n {
+                    assert!(Instant::now() < until, "the pool's status says {n}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            counts(1).await;
             store.delete(&block_key("198.18.1.0/24"), Expect::Any).await.expect("given back");
+            counts(0).await;
         }
         follower.until("the node", |it| it.node("suite-a").is_some()).await;
         bench.asked_for_nothing_else();
