@@ -16,6 +16,9 @@ use crate::cluster::Waiting;
 /// How often idle blocks are looked for.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// From a wish to its being passed on.
+const BREATH: Duration = Duration::from_millis(5);
+
 /// What is kept in mind.
 #[derive(Debug, Default)]
 pub struct Blocks {
@@ -53,7 +56,12 @@ impl Blocks {
     /// is wrong with the others. To be called with all that are this node's.
     pub fn offered(&mut self, own: &[OwnBlock], now_ms: u64) -> (BTreeMap<Prefix, Option<u64>>, Vec<Problem>) {
         let is_own = |cidr: &Prefix| own.iter().any(|block| block.cidr == *cidr);
+        let before = self.retired.len();
         self.retired.retain(is_own);
+        if self.retired.len() < before {
+            // The next one need not wait.
+            self.look = Some(Instant::now());
+        }
         self.empty_since.retain(|cidr, _| is_own(cidr));
         let (mut offered, mut problems) = (BTreeMap::new(), Vec::new());
         for block in own {
@@ -118,7 +126,9 @@ impl Blocks {
             let is_served = self.served.iter().any(|(cidr, of)| of == pool && !wish.blocks.contains(cidr));
             if !is_served {
                 self.waiting.entry(pool.clone()).or_default().count += 1;
-                self.look = Some(Instant::now());
+                // Mostly others come in the same breath.
+                let soon = Instant::now() + BREATH;
+                self.look = Some(self.look.map_or(soon, |look| look.min(soon)));
             }
         }
     }

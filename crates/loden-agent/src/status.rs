@@ -173,13 +173,28 @@ pub fn pending<K: Kernel>(reconciler: &Reconciler<K>) -> usize {
 
 /// This node's blocks with how full they are.
 pub fn blocks(view: &View) -> Vec<BlockStatus> {
+    let used = used(view);
     let of = |block: &Block| BlockStatus {
         cidr: block.cidr,
         pool: block.pool.clone(),
-        used: used(view, block.cidr),
+        used: used.get(&block.cidr).copied().unwrap_or(0),
         capacity: loden_core::ipam::capacity(block.cidr),
     };
     view.pools.values().flat_map(|pool| view.own_blocks_in(pool)).map(of).collect()
+}
+
+/// Addresses that pods have of each block that is recorded as this node's: by a look-up an address.
+fn used(view: &View) -> BTreeMap<Prefix, u64> {
+    let own = view.blocks.get(&view.local.node).map(Vec::as_slice).unwrap_or_default();
+    let mut used = BTreeMap::new();
+    for (addr, _) in addresses(view) {
+        // They are in order and none overlaps another.
+        let before = own.partition_point(|block| block.cidr <= Prefix::host(addr));
+        if let Some(block) = before.checked_sub(1).map(|n| &own[n]).filter(|block| block.cidr.contains(addr)) {
+            *used.entry(block.cidr).or_default() += 1;
+        }
+    }
+    used
 }
 
 /// Addresses that pods have, pool by pool.
@@ -200,10 +215,11 @@ pub fn blocks_in_use(view: &View) -> BTreeSet<Prefix> {
 /// All blocks of this node's, those of pools that are gone too, with how long they have been empty.
 pub fn own_blocks(view: &View, idle: impl Fn(Prefix) -> Duration) -> Vec<OwnBlock> {
     let own = view.blocks.get(&view.local.node).into_iter().flatten();
+    let used = used(view);
     let of = |block: &Block| OwnBlock {
         cidr: block.cidr,
         pool: block.pool.clone(),
-        used: used(view, block.cidr),
+        used: used.get(&block.cidr).copied().unwrap_or(0),
         idle_s: idle(block.cidr).as_secs(),
         // What a pool is to be that is not in force nobody knows.
         is_wanted: view.refused_pools().contains(&block.pool)
@@ -220,10 +236,6 @@ pub fn readiness<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Read
     let problem = status(reconciler, around).problems.first().map(ToString::to_string);
     let message = problem.unwrap_or_else(|| "no block has been claimed yet, or the kernel is not as wanted".to_owned());
     Readiness { ready: false, message }
-}
-
-fn used(view: &View, cidr: Prefix) -> u64 {
-    addresses(view).filter(|(addr, _)| cidr.contains(*addr)).count() as u64
 }
 
 fn addresses(view: &View) -> impl Iterator<Item = (IpAddr, &loden_core::model::Attachment)> {

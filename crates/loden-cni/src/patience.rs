@@ -15,11 +15,9 @@ use loden_linux::watch::Watch;
 use crate::add::refused;
 use crate::{Call, failed};
 
-/// How long a further block is waited for. CNI sets no deadline, and runtimes give minutes; a claim takes milliseconds when the datastore
-/// is well.
+/// How long the next block is waited for. CNI sets no deadline, and runtimes give minutes; a claim takes milliseconds when the datastore
+/// is well, and seconds on a machine that hundreds of pods begin on at once.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the agent may take to note the wish.
-const AGENT: Duration = Duration::from_secs(2);
 
 /// Reserves what a draft asks for, which is made anew when the node has further blocks. `node` is what the agent has told, if it matters.
 pub fn reserve(
@@ -28,26 +26,52 @@ pub fn reserve(
     mut draft: Draft,
     anew: impl Fn(Option<&NodeFile>) -> Result<Draft, CniError>,
 ) -> Result<(Draft, Reservation), CniError> {
-    let mut waiting: Option<(Watch, Instant)> = None;
+    let mut waiting: Option<Watch> = None;
     loop {
-        let error = match call.ledger().reserve(&draft, call.conf.quarantine) {
+        let error = match call.ledger().reserve_soon(&draft, call.conf.quarantine) {
             Ok(reservation) => return Ok((draft, reservation)),
             Err(error) => error,
         };
-        let Some(known) = node.as_ref().filter(|known| can_help(&error, known)) else { return Err(refused(error)) };
+        let Some(known) = node.as_ref().filter(|known| can_help(&error, known)) else {
+            return reserve_after_all(call, draft, refused);
+        };
         let wish = wish_of(&error, known);
-        let (watch, until) = match &waiting {
-            Some(waiting) => waiting,
+        let watch = match &waiting {
+            Some(watch) => watch,
             None => {
                 // Before it is looked again, so that nothing falls between.
-                let dir = call.run_dir();
-                let watch =
-                    Watch::on([dir.path()]).map_err(|error| failed("a further block cannot be waited for", &error))?;
-                waiting.insert((watch, Instant::now() + PATIENCE))
+                let watch = Watch::on([call.run_dir().path()]);
+                waiting.insert(watch.map_err(|error| failed("a further block cannot be waited for", &error))?)
             }
         };
-        node = Some(further(call, &error, &wish, watch, *until)?);
+        match further(call, &error, &wish, watch) {
+            Ok(further) => node = Some(further),
+            Err(given_up) => return reserve_after_all(call, draft, |_| given_up),
+        }
         draft = anew(node.as_ref())?;
+    }
+}
+
+/// Without a further block it is looked whether what is taken is somebody's: killed processes leave addresses that nobody has.
+fn reserve_after_all(
+    call: &Call,
+    draft: Draft,
+    refused: impl FnOnce(ReserveError) -> CniError,
+) -> Result<(Draft, Reservation), CniError> {
+    match call.ledger().reserve(&draft, call.conf.quarantine) {
+        Ok(reservation) => Ok((draft, reservation)),
+        Err(error) => Err(refused(error)),
+    }
+}
+
+/// The first few causes.
+fn shortened(error: &ReserveError) -> String {
+    match error {
+        ReserveError::Exhausted(full) if full.len() > 3 => {
+            let first: Vec<String> = full[..2].iter().map(ToString::to_string).collect();
+            format!("{}; and {} blocks more are full, too", first.join("; "), full.len() - 2)
+        }
+        error => error.to_string(),
     }
 }
 
@@ -75,16 +99,13 @@ fn wish_of(error: &ReserveError, node: &NodeFile) -> BlockWish {
 }
 
 /// What the agent tells of the node when it has a block more in one of the pools.
-fn further(
-    call: &Call,
-    error: &ReserveError,
-    wish: &BlockWish,
-    watch: &Watch,
-    until: Instant,
-) -> Result<NodeFile, CniError> {
+fn further(call: &Call, error: &ReserveError, wish: &BlockWish, watch: &Watch) -> Result<NodeFile, CniError> {
+    // One that has many blocks names a few.
+    let error = shortened(error);
     let is_further = |node: &NodeFile| {
         node.blocks.iter().any(|block| wish.pools.contains(&block.pool) && !wish.blocks.contains(&block.cidr))
     };
+    let until = Instant::now() + PATIENCE;
     let read = || call.node(Code::TryAgain);
     let given_up = |why: String| CniError::new(Code::NoAddress, "no address is free").with(format!("{error}; {why}"));
     let now = read()?;
@@ -92,7 +113,7 @@ fn further(
         return Ok(now);
     }
     let body = serde_json::to_value(wish).map_err(|error| given_up(error.to_string()))?;
-    let tell = || agent::post(&call.run_dir().agent_socket(), "/v1/ipam/wish", &body, AGENT);
+    let tell = || agent::post(&call.run_dir().agent_socket(), "/v1/ipam/wish", &body, PATIENCE);
     match tell() {
         Ok((200, _)) => {}
         Ok((_, cause)) => return Err(given_up(format!("no further block can be had: {}", cause.trim()))),

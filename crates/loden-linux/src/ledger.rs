@@ -45,6 +45,13 @@ const STATE: &str = ".range";
 /// An address, the offer that it is of, and the state without it.
 type Found<'a> = (&'a Offer, RangeState, IpAddr);
 
+/// Whether what seems to be taken is compared with who has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Quick,
+    Thorough,
+}
+
 /// The ledger of one node.
 #[derive(Debug, Clone)]
 pub struct Ledger {
@@ -156,12 +163,25 @@ impl Ledger {
     /// # Errors
     /// [`ReserveError`]; nothing is reserved then.
     pub fn reserve(&self, draft: &Draft, quarantine: u32) -> Result<Reservation, ReserveError> {
+        self.reserve_by(draft, quarantine, Look::Thorough)
+    }
+
+    /// The same for one of many that come at once: where all seems to be taken it is not looked whose it is, which takes as long as there
+    /// are attachments.
+    ///
+    /// # Errors
+    /// As [`Self::reserve`].
+    pub fn reserve_soon(&self, draft: &Draft, quarantine: u32) -> Result<Reservation, ReserveError> {
+        self.reserve_by(draft, quarantine, Look::Quick)
+    }
+
+    fn reserve_by(&self, draft: &Draft, quarantine: u32, look: Look) -> Result<Reservation, ReserveError> {
         let key = &draft.key;
         let (under_way, _lock, there) = self.begin(key)?;
         if let Some(there) = there {
             return Err(ReserveError::Attached(Box::new(there)));
         }
-        let addresses = self.allocate(&draft.demand, &key.network, quarantine)?;
+        let addresses = self.allocate(&draft.demand, &key.network, quarantine, look)?;
         fault::point("add-counted");
         let attachment = draft.attachment(addresses);
         self.run_dir.put_attachment(&attachment)?;
@@ -347,7 +367,7 @@ impl Ledger {
     pub fn has_room(&self, demand: &Demand, quarantine: u32) -> Result<(), ReserveError> {
         let mut full = Vec::new();
         for choice in &demand.choices {
-            match self.first_with_room(choice, demand, quarantine)? {
+            match self.first_with_room(choice, demand, quarantine, Look::Thorough)? {
                 Ok(_) => {}
                 Err(why) => full.extend(why),
             }
@@ -355,7 +375,13 @@ impl Ledger {
         if full.is_empty() { Ok(()) } else { Err(ReserveError::Exhausted(full)) }
     }
 
-    fn allocate(&self, demand: &Demand, network: &str, quarantine: u32) -> Result<Vec<PodAddress>, ReserveError> {
+    fn allocate(
+        &self,
+        demand: &Demand,
+        network: &str,
+        quarantine: u32,
+        look: Look,
+    ) -> Result<Vec<PodAddress>, ReserveError> {
         if let Some(addr) = demand.unmet().first() {
             let ranges = demand.choices.iter().flatten().map(|offer| offer.supply.range.to_string());
             let ranges: Vec<String> = ranges.collect();
@@ -367,7 +393,7 @@ impl Ledger {
         for choice in &choices {
             let (offer, state, addr) = match demand.wanted_of(choice) {
                 Some(addr) => self.claim(choice, addr)?,
-                None => self.first_with_room(choice, demand, quarantine)?.map_err(ReserveError::Exhausted)?,
+                None => self.first_with_room(choice, demand, quarantine, look)?.map_err(ReserveError::Exhausted)?,
             };
             let net = IpNet::new(addr, offer.supply.range.subnet().len());
             let net = net.map_err(|_| ReserveError::Taken { addr, holder: None })?;
@@ -444,6 +470,7 @@ impl Ledger {
         choice: &'a [Offer],
         demand: &Demand,
         quarantine: u32,
+        look: Look,
     ) -> Result<Result<Found<'a>, Vec<Exhausted>>, LinuxError> {
         let is_kept = |offer: &Offer, elsewhere: &BTreeSet<IpAddr>, addr| {
             demand.is_kept(offer, addr) || elsewhere.contains(&addr)
@@ -458,6 +485,9 @@ impl Ledger {
                 Ok(addr) => return Ok(Ok((offer, state, addr))),
                 Err(error) => full.push((offer, state, elsewhere, error)),
             }
+        }
+        if look == Look::Quick {
+            return Ok(Err(full.into_iter().map(|(_, _, error)| error).collect()));
         }
         // All seem full: one look at who has their addresses does for all.
         let found = self.run_dir.attachments();

@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
 
 mod bandwidth;
+mod blocks;
 mod dhcp;
 mod docs;
 mod drift;
@@ -10,6 +11,7 @@ mod frames;
 mod install;
 mod kill;
 mod macvlan;
+mod outage;
 mod refuse;
 mod routed;
 mod runtimes;
