@@ -74,15 +74,15 @@ pub struct Wish<'a> {
     pub can_reach: bool,
     /// Addresses that peers dial, when they are not the link's own.
     pub public: PerFamily<IpAddr>,
-    /// Which of its addresses this host's record says that it is to serve at. What the host's own configuration says goes before.
+    /// Which of its addresses this host's record says that it is to serve at. Which link it is the host's own configuration says
+    /// before, where it says it.
     pub asked: PerFamily<IpAddr>,
 }
 
 impl Wish<'_> {
-    /// The addresses that the record asks for, as far as the configuration leaves it open.
-    fn asked(&self) -> PerFamily<IpAddr> {
-        let is_open = self.iface.is_empty() && self.iface_regex.is_none() && !self.can_reach && self.public.is_empty();
-        if is_open { self.asked } else { PerFamily::default() }
+    /// Whether the host's own configuration leaves it open which link it is.
+    fn is_link_open(&self) -> bool {
+        self.iface.is_empty() && self.iface_regex.is_none() && !self.can_reach && self.public.is_empty()
     }
 }
 
@@ -153,9 +153,9 @@ fn choose_link<'a>(facts: &'a HostFacts, wish: &Wish<'_>) -> Result<&'a LinkFact
     if wish.can_reach {
         return facts.can_reach.and_then(by_name).ok_or_else(|| not_found("iface_can_reach".to_owned()));
     }
-    if !wish.asked().is_empty() {
-        let words = wish.asked().iter().map(|(_, addr)| addr.to_string()).collect::<Vec<_>>().join(" or ");
-        let link = wish.asked().iter().find_map(|(_, addr)| owns(addr));
+    if wish.is_link_open() && !wish.asked.is_empty() {
+        let words = wish.asked.iter().map(|(_, addr)| addr.to_string()).collect::<Vec<_>>().join(" or ");
+        let link = wish.asked.iter().find_map(|(_, addr)| owns(addr));
         return link.ok_or_else(|| not_found(format!("{words}, which this node's record asks for")));
     }
     if let Some(link) = wish.public.iter().find_map(|(_, addr)| owns(addr)) {
@@ -177,9 +177,8 @@ fn all_asked(wish: &Wish<'_>) -> String {
 /// A permanent address before a temporary one; else the kernel's order. An address that was asked for by itself wins.
 fn choose_address(link: &LinkFacts, family: Family, wish: &Wish<'_>) -> Option<IpAddr> {
     let of_family = || link.addresses.iter().filter(|a| Family::of(a.net.addr()) == family);
-    let is_asked = |addr: IpAddr| {
-        wish.asked().get(family) == Some(addr) || wish.iface.iter().any(|given| given.parse() == Ok(addr))
-    };
-    let asked = of_family().find(|a| is_asked(a.net.addr()));
+    let find = |is_it: &dyn Fn(IpAddr) -> bool| of_family().find(|a| is_it(a.net.addr()));
+    let by_host = find(&|addr| wish.iface.iter().any(|given| given.parse() == Ok(addr)));
+    let asked = by_host.or_else(|| find(&|addr| wish.asked.get(family) == Some(addr)));
     asked.or_else(|| of_family().find(|a| !a.temporary)).or_else(|| of_family().next()).map(|a| a.net.addr())
 }

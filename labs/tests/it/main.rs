@@ -13,6 +13,7 @@ mod kill;
 mod macvlan;
 mod outage;
 mod refuse;
+mod renumber;
 mod routed;
 mod runtimes;
 mod shapes;

@@ -119,6 +119,8 @@ fn what_the_record_asks_for_is_served_at_unless_the_host_itself_is_told_otherwis
     assert_eq!(choose(&[], false, none, "192.0.2.9"), Ok("eth0 Some(192.0.2.9)".to_owned()));
     assert_eq!(choose(&[], false, none, "198.51.100.1"), Ok("eth1 Some(198.51.100.1)".to_owned()));
     assert_eq!(choose(&["eth0".to_owned()], false, none, "198.51.100.1"), Ok("eth0 Some(192.0.2.1)".to_owned()));
+    assert_eq!(choose(&["eth0".to_owned()], false, none, "192.0.2.9"), Ok("eth0 Some(192.0.2.9)".to_owned()));
+    assert_eq!(choose(&["192.0.2.1".to_owned()], false, none, "192.0.2.9"), Ok("eth0 Some(192.0.2.1)".to_owned()));
     assert_eq!(choose(&[], true, none, "192.0.2.9"), Ok("eth1 Some(198.51.100.1)".to_owned()));
     assert_eq!(choose(&[], false, asked("192.0.2.1"), "198.51.100.1"), Ok("eth0 Some(192.0.2.1)".to_owned()));
     let error = choose(&[], false, none, "192.0.2.77").expect_err("no link has it");
