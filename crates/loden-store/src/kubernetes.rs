@@ -538,6 +538,17 @@ impl Shared {
     }
 }
 
+/// The node that a pod is on.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn node_of_pod(address: &KubernetesAddress, namespace: &str, pod: &str) -> Result<NodeName, StoreError> {
+    let client = connect(address).await?;
+    let name = client.node_of_pod(namespace, pod).await.map_err(|fault| fault.at(&client.place))?;
+    let odd = |cause: String| Fault::Config(format!("pod {namespace}/{pod}: {cause}")).at(&client.place);
+    name.parse().map_err(|error| odd(format!("its node's name {name:?} cannot be one: {error}")))
+}
+
 async fn connect(address: &KubernetesAddress) -> Result<Client, StoreError> {
     let place = address.server.as_deref().or(address.kubeconfig.as_deref()).unwrap_or("its usual place");
     Client::open(address).await.map_err(|fault| fault.at(place))

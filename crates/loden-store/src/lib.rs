@@ -192,3 +192,18 @@ pub async fn open(address: &str) -> Result<Arc<dyn Store>, StoreError> {
         }),
     }
 }
+
+/// The node that a pod of Kubernetes is on: what a node's agent that runs in a pod is told of itself when nobody says it.
+///
+/// # Errors
+/// [`StoreError`]; for an address that is not Kubernetes', too.
+pub async fn node_of_pod(address: &str, namespace: &str, pod: &str) -> Result<NodeName, StoreError> {
+    match address.parse::<StoreAddress>()? {
+        #[cfg(feature = "kubernetes")]
+        StoreAddress::Kubernetes(kubernetes) => kubernetes::node_of_pod(&kubernetes, namespace, pod).await,
+        other => {
+            let cause = format!("it cannot say which node pod {namespace}/{pod} is on");
+            Err(StoreError::Unavailable { place: other.to_string(), cause })
+        }
+    }
+}

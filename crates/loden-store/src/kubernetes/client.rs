@@ -211,6 +211,23 @@ impl Client {
         Ok(self.ask::<Object>(&request, CALL_TIMEOUT).await?.metadata.uid)
     }
 
+    /// The name of the node that a pod is on.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub async fn node_of_pod(&self, namespace: &str, pod: &str) -> Result<String, Fault> {
+        let request = Request {
+            method: Method::GET,
+            verb: "get",
+            resource: "pods".to_owned(),
+            uri: format!("/api/v1/namespaces/{namespace}/pods/{pod}"),
+            accept: JSON,
+            body: None,
+        };
+        let spec = self.ask::<Object>(&request, CALL_TIMEOUT).await?.spec;
+        Ok(spec.get("nodeName").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
     /// The stream of changes behind a revision: its body, one JSON object a line.
     ///
     /// # Errors
