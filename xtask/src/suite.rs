@@ -69,12 +69,14 @@ pub fn bless() -> Result<()> {
     if status.success() { Ok(()) } else { bail!("the tests fail for another reason") }
 }
 
-/// What the tests need besides the toolchain: programs, and Debian's packages of them. `nft` looks at what the driver wrote, runtimes call
+/// What the tests need besides the toolchain: programs, and Debian's packages of them. `nft` looks at what the driver wrote, iptables
+/// writes what flanneld leaves, runtimes call
 /// the plugin, containers are made of busybox (linked statically), dnsmasq leases addresses to pods, etcd is the
 /// datastore of some labs (openssl makes its certificates).
 const TOOLS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("ip", "iproute2"),
+    ("iptables-nft", "iptables"),
     ("containerd", "containerd"),
     ("runc", "runc"),
     ("podman", "podman"),

@@ -3,6 +3,8 @@
 //! The agent's table is owned by this socket and persistent where the kernel can (owner since 5.12, persist since 6.9): no
 //! other process can change it while the agent lives, `nft flush ruleset` passes it by, and it stays when the agent dies. The plugin's is shared.
 
+pub mod former;
+
 mod decode;
 mod encode;
 mod form;

@@ -36,8 +36,12 @@ pub struct TableName {
 pub enum TableFamily {
     /// IPv4 and IPv6.
     Inet = 1,
+    /// IPv4.
+    Ipv4 = 2,
     /// Frames that a bridge forwards or takes in.
     Bridge = 7,
+    /// IPv6.
+    Ipv6 = 10,
 }
 
 /// A table with all that loden wants of it.

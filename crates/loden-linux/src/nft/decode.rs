@@ -107,6 +107,16 @@ pub fn rule(attrs: Attrs<'_>) -> Rule {
     })
 }
 
+/// The chain that a rule jumps to.
+pub fn jumps_to(attrs: Attrs<'_>) -> Option<&str> {
+    attrs.find(4).map(Attrs::new).into_iter().flatten().find_map(|(_, expr)| {
+        let expr = Attrs::new(expr);
+        let data = expr.find(1).and_then(text).filter(|name| *name == "immediate").and(expr.find(2))?;
+        let verdict = Attrs::new(Attrs::new(data).find(2)?).find(2)?;
+        Attrs::new(verdict).find(2).and_then(text)
+    })
+}
+
 /// The comment among libnftables' user data: (type, length, text) one behind the other; type 0 is the comment.
 fn comment(mut userdata: &[u8]) -> Option<&str> {
     loop {

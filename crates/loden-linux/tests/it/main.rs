@@ -4,6 +4,7 @@
 
 mod dump;
 mod foreign;
+mod former;
 mod hostile;
 mod ledger;
 mod lock;

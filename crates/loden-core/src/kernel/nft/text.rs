@@ -12,7 +12,9 @@ impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = match self.family {
             TableFamily::Inet => "inet",
+            TableFamily::Ipv4 => "ip",
             TableFamily::Bridge => "bridge",
+            TableFamily::Ipv6 => "ip6",
         };
         write!(f, "{family} {}", self.name)
     }
