@@ -46,6 +46,8 @@ impl Flanneld {
     }
 
     fn store(&self, password_file: Option<&str>) -> Result<StoreAddress, FlannelError> {
+        // What is usual is not said.
+        let margin = (self.renew_margin != Self::default().renew_margin).then(|| self.renew_margin.to_string());
         let (place, options) = if self.kube_subnet_mgr {
             let options = vec![
                 ("kubeconfig", self.kubeconfig_file.as_deref()),
@@ -66,6 +68,7 @@ impl Flanneld {
                 ("key", self.etcd_keyfile.as_deref()),
                 ("user", user),
                 ("password_file", password_file.filter(|_| user.is_some())),
+                ("renew_margin", margin.as_deref()),
             ];
             (format!("flannel:{}", self.endpoints().join(",")), options)
         };
@@ -161,6 +164,7 @@ mod tests {
                 "-ip-masq=F",
                 "-iptables-forward-rules=false",
                 "--public-ip=198.51.100.7",
+                "--subnet-lease-renew-margin=90",
                 "-v=4",
                 "--",
                 "--unknown",
@@ -179,7 +183,7 @@ mod tests {
         assert_eq!(
             Value::Object(told.config(Some("/run/loden/etcd-password")).expect("a configuration")),
             json!({
-                "store": "flannel:https://a:2379,https://b:2379?prefix=/blue&ca=/ca&user=u&password_file=/run/loden/etcd-password",
+                "store": "flannel:https://a:2379,https://b:2379?prefix=/blue&ca=/ca&user=u&password_file=/run/loden/etcd-password&renew_margin=90",
                 "iface": ["eth1", "192.0.2.1"],
                 "iface_regex": "(?:^en)|(?:^bond)",
                 "public_ip": "198.51.100.7",
