@@ -48,6 +48,10 @@ pub struct Identity {
     pub state_dir: PathBuf,
     /// Where attachments are, and what the plugin was told.
     pub run_dir: RunDir,
+    /// Blocks that it had by another file than its own: they are asked for again.
+    pub preferred: Vec<Prefix>,
+    /// Whether those who look at the cluster from outside are told how it is.
+    pub announces: bool,
 }
 
 impl Identity {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use loden_core::config::ConfigError;
+use loden_core::dialect::flannel::FlannelError;
 use loden_store::StoreError;
 
 /// Why the agent does not start, or stops.
@@ -24,6 +25,9 @@ pub enum AgentError {
         /// What is wrong with it.
         source: ConfigError,
     },
+    /// flanneld's flags.
+    #[error("{0} (`flanneld --help` lists them)")]
+    Flag(#[from] FlannelError),
     /// The node's name.
     #[error("the host's name {given:?} cannot be the node's name ({cause}): set `node` in the configuration")]
     NodeName {

@@ -11,12 +11,14 @@ pub mod cluster;
 pub mod dhcp;
 pub mod error;
 pub mod events;
+pub mod flanneld;
 pub mod identity;
 pub mod journal;
 pub mod ledger;
 pub mod metrics;
 pub mod reconcile;
 pub mod status;
+pub mod subnet_file;
 pub mod underlay;
 pub mod worker;
 

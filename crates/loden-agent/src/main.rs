@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use loden_agent::cluster::{Cluster, ClusterHealth, Identity, Opening, Outward};
 use loden_agent::dhcp::Dhcp;
+use loden_agent::flanneld::{self, Asked, Setup};
 use loden_agent::metrics::Metrics;
+use loden_agent::subnet_file::SubnetFile;
 use loden_agent::underlay::Finder;
 use loden_agent::worker::{self, Inbox, Worker};
 use loden_agent::{AgentError, api, identity, ledger};
@@ -27,7 +29,7 @@ use tokio::sync::{oneshot, watch};
 #[command(name = "lodend", version)]
 struct Args {
     /// The configuration file. Without one everything has its default.
-    #[arg(long, env = "LODEN_CONFIG", default_value = "/etc/loden/lodend.toml")]
+    #[arg(long, env = "LODEN_CONFIG", default_value = CONFIG)]
     config: PathBuf,
     /// This node's name; default: the host's.
     #[arg(long, env = "LODEN_NODE")]
@@ -82,23 +84,57 @@ impl Args {
     }
 }
 
+/// Where the configuration is unless something else is said.
+const CONFIG: &str = "/etc/loden/lodend.toml";
+
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args) {
+    let is_flanneld = std::env::args_os().next().is_some_and(|program| flanneld::is_name(&program));
+    let (name, ended) = if is_flanneld { ("flanneld", as_flanneld()) } else { ("lodend", as_lodend()) };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
             // Before the log is set up this is all that is seen.
-            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("lodend: {error}\n"));
+            say(&format!("{name}: {error}\n"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(args: &Args) -> Result<(), AgentError> {
-    let config = read_config(&args.config, args.overrides())?;
+/// To people, on standard error; one that is closed has nobody who reads.
+fn say(text: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+}
+
+fn as_lodend() -> Result<(), AgentError> {
+    let args = Args::parse();
+    run(&args.config, Setup { keys: args.overrides(), pod: None, without_effect: Vec::new() })
+}
+
+fn as_flanneld() -> Result<(), AgentError> {
+    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let get = |name: &str| std::env::var(name).ok();
+    match flanneld::read(&args, get)? {
+        Asked::Text(text) => {
+            say(&text);
+            Ok(())
+        }
+        Asked::Run(setup) => run(Path::new(&get("LODEN_CONFIG").unwrap_or_else(|| CONFIG.to_owned())), *setup),
+    }
+}
+
+fn run(config_file: &Path, setup: Setup) -> Result<(), AgentError> {
+    let config = read_config(config_file, setup.keys)?;
     start_log(&config);
-    let node = identity::node_name(&config)?;
+    setup.without_effect.iter().for_each(|text| tracing::warn!("{text}"));
+    let start = |what| move |error: std::io::Error| AgentError::Start { what, cause: error.to_string() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start("the runtime"))?;
+    let node = match &setup.pod {
+        Some((namespace, pod)) if config.node.is_none() => {
+            runtime.block_on(identity::node_of_pod(&config, namespace, pod))?
+        }
+        _ => identity::node_name(&config)?,
+    };
     let run_dir = RunDir::new(&config.run_dir);
     let fail = |error: loden_linux::LinuxError| AgentError::File {
         path: config.run_dir.clone().into(),
@@ -109,6 +145,10 @@ fn run(args: &Args) -> Result<(), AgentError> {
         .map_err(fail)?
         .map_err(|holder| AgentError::SecondAgent { run_dir: config.run_dir.clone().into(), holder })?;
     let uid = identity::node_uid(Path::new(&config.state_dir))?;
+    let subnet_file = config.subnet_file.as_deref().map(SubnetFile::new);
+    let (preferred, fault) = subnet_file.as_ref().map(SubnetFile::former).unwrap_or_default();
+    // It is written anew as soon as the node has its blocks.
+    fault.iter().for_each(|fault| tracing::warn!("{fault}"));
     let who = Identity {
         node,
         uid,
@@ -116,10 +156,12 @@ fn run(args: &Args) -> Result<(), AgentError> {
         labels: config.labels.clone(),
         state_dir: config.state_dir.clone().into(),
         run_dir: run_dir.clone(),
+        preferred,
+        announces: config.announce,
     };
     tracing::info!(node = %who.node, uid = %who.uid, store = config.store, "lodend {}", env!("CARGO_PKG_VERSION"));
 
-    let finder = Finder::new(&config, &args.config)?;
+    let finder = Finder::new(&config, config_file)?;
     let kernel_error = |error: loden_linux::LinuxError| AgentError::Kernel(error.to_string());
     let mut kernel = LinuxKernel::open().map_err(kernel_error)?;
     let (inbox, queue) = channel();
@@ -160,12 +202,11 @@ fn run(args: &Args) -> Result<(), AgentError> {
         metrics: Arc::clone(&metrics),
         pulse: Arc::clone(&pulse),
         on_ready: Some(on_ready),
+        subnet_file,
         underlay_name,
     };
-    let start = |what| move |error: std::io::Error| AgentError::Start { what, cause: error.to_string() };
     let spawned = std::thread::Builder::new().name("kernel".to_owned()).spawn(move || worker.run(kernel));
     let thread = spawned.map_err(start("the kernel's thread"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start("the runtime"))?;
     let api = api::Api { inbox: inbox.clone(), pulse, metrics, dhcp };
     let served = runtime.block_on(serve(&config, &run_dir, who, api, inbox.clone(), (outward_seen, health, ready)));
     // The kernel's side has ended by itself only if it failed, which it has logged.

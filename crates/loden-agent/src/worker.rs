@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use loden_core::api::{BlockWish, Event as ApiEvent, Ipam, PlanReply, Status};
 use loden_core::cni::{NodeBlock, NodeFile};
-use loden_core::kernel::Event;
+use loden_core::kernel::{Event, Key};
 use loden_core::model::{AttachmentKey, IfName, PerFamily};
 use loden_core::view::{Local, Problem};
 use loden_linux::clock::boot_ms;
 use loden_linux::ledger::Ledger;
-use loden_linux::nft::Ownership;
+use loden_linux::nft::{Ownership, former};
 use loden_linux::run_dir::RunDir;
 use loden_linux::{LinuxKernel, veth};
 use tokio::sync::{oneshot, watch};
@@ -28,6 +28,7 @@ use crate::ledger::{self, Attached};
 use crate::metrics::{Metrics, SortLabel};
 use crate::reconcile::Reconciler;
 use crate::status::{self, Around};
+use crate::subnet_file::{self, SubnetFile};
 use crate::underlay::Finder;
 
 /// Between rounds while things keep coming in.
@@ -104,6 +105,8 @@ pub struct Worker {
     pub pulse: Arc<Mutex<Instant>>,
     /// Told once, when the node can serve pods for the first time.
     pub on_ready: Option<oneshot::Sender<()>>,
+    /// flannel's `subnet.env`, where it is asked for.
+    pub subnet_file: Option<SubnetFile>,
     /// The external interface's name, for the monitor.
     pub underlay_name: Arc<Mutex<Option<IfName>>>,
 }
@@ -123,6 +126,8 @@ struct Loop {
     abandoned: BTreeSet<AttachmentKey>,
     /// When to look at the plugin's table.
     tables: Option<Instant>,
+    /// Whether to look for rules of flanneld's once loden's own are there.
+    seeks_former_rules: bool,
     is_underlay_stale: bool,
     blocks: Blocks,
 }
@@ -142,6 +147,7 @@ impl Worker {
             sweep: Some(Instant::now()),
             abandoned: BTreeSet::new(),
             tables: Some(Instant::now()),
+            seeks_former_rules: self.subnet_file.is_some(),
             is_underlay_stale: true,
             blocks: Blocks::default(),
         };
@@ -287,6 +293,7 @@ impl Worker {
             state.is_underlay_stale = true;
             state.sweep.get_or_insert(now);
             state.tables.get_or_insert(now);
+            state.seeks_former_rules = self.subnet_file.is_some();
             self.collect_abandoned(reconciler, state);
             reconciler.resync();
             state.waiting_since.get_or_insert(now);
@@ -323,6 +330,9 @@ impl Worker {
         };
         state.around.last_round_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.metrics.round(&round, took, Duration::from_millis(reconciler.events.uptime_ms()));
+        if state.seeks_former_rules {
+            remove_former_rules(reconciler, state);
+        }
         self.tell(reconciler, state);
     }
 
@@ -460,13 +470,22 @@ impl Worker {
         match ledger::tell_plugin(&self.run_dir, &node) {
             Ok(()) => {
                 state.blocks.served(&node);
-                is_of_use
+                is_of_use && self.write_subnet_file(reconciler, &node, state)
             }
             Err(error) => {
                 state.around.host.push(Problem::new("node.json", error.to_string()));
                 false
             }
         }
+    }
+
+    /// Tells those who read flannel's file. Says whether they know.
+    fn write_subnet_file(&self, reconciler: &Reconciler<LinuxKernel>, node: &NodeFile, state: &mut Loop) -> bool {
+        state.around.host.retain(|problem| problem.subject != subnet_file::SUBJECT);
+        let written = self.subnet_file.as_ref().map_or(Ok(()), |file| file.write(reconciler.view(), node));
+        let is_written = written.is_ok();
+        state.around.host.extend(written.err());
+        is_written
     }
 
     fn node_file(&self, reconciler: &Reconciler<LinuxKernel>, state: &mut Loop) -> Option<NodeFile> {
@@ -543,6 +562,27 @@ impl Worker {
 fn asked(reconciler: &Reconciler<LinuxKernel>) -> PerFamily<IpAddr> {
     let view = reconciler.view();
     view.nodes.get(&view.local.node).map(|node| node.asked).unwrap_or_default()
+}
+
+/// Takes away the rules that flanneld left on a node that has changed hands, once there are others.
+fn remove_former_rules(reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+    let map = reconciler.desired().map();
+    let has_rules = match (map.desired(&Key::Nft), map.actual(&Key::Nft)) {
+        (Some(wanted), Some(actual)) => wanted.object.is_met_by(actual),
+        _ => false,
+    };
+    if !has_rules {
+        return;
+    }
+    state.seeks_former_rules = false;
+    match former::remove() {
+        Ok(gone) => gone.iter().for_each(|what| {
+            let text = "flanneld left it, and this agent has taken its place: it is removed".to_owned();
+            tracing::info!("{what}: {text}");
+            reconciler.events.push("takeover", what, text);
+        }),
+        Err(error) => tracing::warn!(%error, "what flanneld left of rules cannot be removed; it is tried again"),
+    }
 }
 
 /// Listens to the kernel in a thread of its own and fills the inbox.

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use loden_core::attach;
@@ -343,11 +343,23 @@ pub fn make_dir(path: &Path) -> Result<(), LinuxError> {
 /// # Errors
 /// [`LinuxError::System`]; the file is as it was then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), LinuxError> {
+    write_with(path, bytes, 0o600)
+}
+
+/// The same for a file that others read.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_for_all(path: &Path, bytes: &[u8]) -> Result<(), LinuxError> {
+    write_with(path, bytes, 0o644)
+}
+
+fn write_with(path: &Path, bytes: &[u8], mode: u32) -> Result<(), LinuxError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     // Two processes may write one file at a time: each has a name of its own for the unfinished one.
     name.push(format!(".{}.tmp", std::process::id()));
     let unfinished = path.with_file_name(name);
-    let written = write_whole(&unfinished, bytes).and_then(|()| fs::rename(&unfinished, path));
+    let written = write_whole(&unfinished, bytes, mode).and_then(|()| fs::rename(&unfinished, path));
     written.map_err(|error| {
         // The first error is the one that counts.
         let _ = fs::remove_file(&unfinished);
@@ -355,8 +367,11 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), LinuxError> {
     })
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
+fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+    let mut file = fs::File::options().write(true).create(true).truncate(true).mode(mode).open(path)?;
+    // Whatever the process's mask says.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(bytes)
 }
 
 /// Writes a value as JSON.

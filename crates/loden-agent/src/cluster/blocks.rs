@@ -57,7 +57,14 @@ impl Cluster {
         for (block, revision) in self.inheritance(outward) {
             let asked_ms = boot_ms();
             match claim::take_over(store, &block, revision, &claimant).await {
-                Ok(entry) => self.gained(store, &entry, asked_ms),
+                Ok(entry) => {
+                    if block.owner != self.identity.node {
+                        let text =
+                            format!("was that of the flanneld at {}, whose place this agent has taken", block.owner);
+                        (self.deliver)(News::Event(format!("block {}", block.cidr), text));
+                    }
+                    self.gained(store, &entry, asked_ms);
+                }
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }

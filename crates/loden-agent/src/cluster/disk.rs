@@ -22,6 +22,7 @@ const RETRY: Duration = Duration::from_secs(60);
 impl Cluster {
     /// Looks at what is there. One of another store is not used.
     pub(super) fn remember(&mut self) {
+        self.blocks.former.extend(self.identity.preferred.iter().copied());
         let found = match self.journal.read() {
             Ok(found) => found,
             Err(error) => {

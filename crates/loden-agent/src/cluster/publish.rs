@@ -74,7 +74,7 @@ impl Cluster {
 
     /// Tells how the node is when that has changed, and once a minute. What fails is tried again and ends nothing else.
     pub(super) async fn announce(&mut self, store: &dyn Store) {
-        let Some(now) = self.outward.borrow().readiness.clone() else { return };
+        let Some(now) = self.outward.borrow().readiness.clone().filter(|_| self.identity.announces) else { return };
         let is_due = self.announced.at.is_none_or(|at| at <= Instant::now());
         let is_new = self.announced.said.as_ref() != Some(&now);
         // While it fails its pause holds, whatever is new.

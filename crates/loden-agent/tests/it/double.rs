@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use loden_agent::cluster::{Cluster, ClusterHealth, Identity, News, Opening, Outward};
 use loden_agent::status;
-use loden_core::model::{Entry, Key, NodeName, Record};
+use loden_core::model::{Entry, Key, NodeName, Prefix, Record};
 use loden_linux::run_dir::RunDir;
 use loden_store::memory::Memory;
 use loden_store::{Expect, Listing, Readiness, Store, StoreError, Term, Watch};
@@ -167,7 +167,14 @@ impl Drop for Agent {
 
 impl Agent {
     pub fn start(dir: &Path, store: &Double, kernel: FakeKernel) -> Self {
+        Self::start_with(dir, store, kernel, Vec::new())
+    }
+
+    /// The same; these blocks are asked for again.
+    pub fn start_with(dir: &Path, store: &Double, kernel: FakeKernel, preferred: Vec<Prefix>) -> Self {
         let identity = Identity {
+            preferred,
+            announces: true,
             node: "n0".parse().expect("name"),
             uid: "uid-n0".parse().expect("uid"),
             instance: "now".to_owned(),

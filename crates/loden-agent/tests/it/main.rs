@@ -8,3 +8,4 @@ mod journal;
 mod ledger;
 mod outage;
 mod reconcile;
+mod takeover;

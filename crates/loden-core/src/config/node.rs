@@ -44,6 +44,8 @@ pub struct NodeConfig {
     /// forwarded for pods is let through; default true. `blackhole_route`: whether this host's blocks have a route to nowhere behind
     /// that of the bridge; default false.
     pub rules: HostRules,
+    /// `announce`: whether Kubernetes is told how the node is (its condition `NetworkUnavailable`); default true.
+    pub announce: bool,
     /// `subnet_file`: flannel's `subnet.env`, written for its CNI plugin and others that read it; a block that it names at the start is
     /// asked for again, and the rules that flanneld left are removed. Default: none.
     pub subnet_file: Option<String>,
@@ -104,6 +106,7 @@ impl NodeConfig {
                 forward: fields.flag("forward_rules")?.unwrap_or(true),
                 blackhole: fields.flag("blackhole_route")?.unwrap_or(false),
             },
+            announce: fields.flag("announce")?.unwrap_or(true),
             subnet_file: fields.text("subnet_file")?,
             resync_seconds: fields.number("resync_seconds", 5, 86_400)?.unwrap_or(60),
             block_idle_seconds: fields.number("block_idle_seconds", 0, 31_536_000)?.unwrap_or(600),
