@@ -487,7 +487,7 @@ impl Ledger {
             }
         }
         if look == Look::Quick {
-            return Ok(Err(full.into_iter().map(|(_, _, error)| error).collect()));
+            return Ok(Err(full.into_iter().map(|(.., error)| error).collect()));
         }
         // All seem full: one look at who has their addresses does for all.
         let found = self.run_dir.attachments();

@@ -14,6 +14,8 @@ fn view() -> View {
         uid: "uid-a".parse().expect("identity"),
         labels: Default::default(),
         bridge: "cni0".parse().expect("name"),
+        found: Default::default(),
+        rules: Default::default(),
         underlay: Some(Underlay {
             ifname: "eth0".parse().expect("name"),
             mtu: 1500,
