@@ -37,7 +37,7 @@ impl Cluster {
     }
 
     pub(super) async fn settle_blocks(&mut self, store: &dyn Store, outward: &Outward) -> Result<(), StoreError> {
-        if outward.underlay.is_none() && store.term().is_some() {
+        if outward.underlay.is_none() && !self.flannels.is_empty() {
             // flannel's datastore knows a node by its address alone: before that is known nothing can be told to be this node's.
             return Ok(());
         }

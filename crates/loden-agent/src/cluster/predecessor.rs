@@ -18,6 +18,10 @@ pub(super) struct Flannels {
 }
 
 impl Flannels {
+    pub(super) fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
