@@ -5,25 +5,26 @@
 //! one transaction that asks for all that it was made from, and is made anew from what is there then when that is no longer so. What the
 //! watch brings keeps the picture that plans are made from, so that a write seldom reads everything.
 
+mod carry;
 mod plan;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Compare, CompareOp, PutOptions, ResponseHeader, Txn, TxnOp};
 use loden_core::config::store::EtcdAddress;
 use loden_core::dialect::flannel::Layout;
 use loden_core::dialect::flannel::layout::{Pair, RawChange, Told};
 use loden_core::model::{Block, Entry, Family, Key, Record};
 
 use crate::etcd::Etcd;
-use crate::etcd::fault::{Fault, Sort};
+use crate::etcd::fault::Fault;
 use crate::etcd::layout::{signed, unsigned};
 use crate::etcd::members::Members;
 use crate::etcd::watcher::{self, Event, Subject};
 use crate::etcd::{range, tenure};
 use crate::{Change, Expect, Listing, Store, StoreError, Term, Watch, compare};
+use carry::{Carried, lease_of};
 use plan::{Bound, Obstacle, Plan};
 
 /// flanneld's own (`subnetTTL`).
@@ -70,14 +71,6 @@ struct Wish<'a> {
     record: Option<&'a Record>,
     expect: Expect,
     ttl: Option<Duration>,
-}
-
-/// What became of a plan.
-enum Carried {
-    /// It was carried out, by this revision and with this lease (0: none).
-    Out { revision: i64, lease: i64 },
-    /// What it was made from is no longer so.
-    NotOut { was_repeated: bool },
 }
 
 impl Flannel {
@@ -153,7 +146,10 @@ impl Flannel {
                 Err(error) if is_fresh => return Err(error),
                 Err(_) => continue,
             };
-            match self.carry_out(&plan, wish.ttl).await.map_err(|fault| self.error(fault))? {
+            match carry::carry_out(&self.members, &self.prefix, &plan, wish.ttl)
+                .await
+                .map_err(|fault| self.error(fault))?
+            {
                 Carried::Out { .. } if plan.is_empty() => return Ok(found),
                 Carried::Out { revision, lease } => {
                     for unneeded in &plan.unneeded {
@@ -192,53 +188,6 @@ impl Flannel {
             Err(Obstacle::Taken) => Err(StoreError::Conflict { key: wish.key.clone(), found: None }),
             Err(Obstacle::Unsayable(cause)) => Err(StoreError::Unreadable { key: wish.key.to_string(), cause }),
         }
-    }
-
-    /// Carries a plan out in one transaction.
-    async fn carry_out(&self, plan: &Plan, ttl: Option<Duration>) -> Result<Carried, Fault> {
-        let lease = match (plan.bound, ttl) {
-            (Bound::Anew, Some(ttl)) => tenure::grant(&self.members, ttl).await?.0,
-            (Bound::To(lease), Some(_)) if !tenure::renew(&self.members, lease).await? => {
-                // What hangs on it goes with it.
-                return Ok(Carried::NotOut { was_repeated: false });
-            }
-            (Bound::To(_) | Bound::ForEver | Bound::Anew, _) => 0,
-        };
-        let transaction = self.transaction(plan, lease);
-        let answer = self.members.call(|client| {
-            let transaction = transaction.clone();
-            async move { Ok(client.kv_client().txn(transaction).await?) }
-        });
-        match answer.await {
-            Ok(answer) if answer.value.succeeded() => {
-                let revision = answer.value.header().map_or(0, ResponseHeader::revision);
-                Ok(Carried::Out { revision, lease })
-            }
-            Ok(answer) => {
-                // If it was carried out without an answer, the lease is in use.
-                if !answer.was_repeated {
-                    tenure::give_back(&self.members, lease).await;
-                }
-                Ok(Carried::NotOut { was_repeated: answer.was_repeated })
-            }
-            Err(fault) if fault.sort == Sort::NoLease => Ok(Carried::NotOut { was_repeated: false }),
-            Err(fault) => Err(fault),
-        }
-    }
-
-    fn transaction(&self, plan: &Plan, lease: i64) -> Txn {
-        let is_same = |(key, revision): (&String, &u64)| {
-            Compare::mod_revision(self.full(key), CompareOp::Equal, signed(*revision))
-        };
-        let is_free = |key: &String| Compare::version(self.full(key), CompareOp::Equal, 0).with_prefix();
-        let compares: Vec<Compare> = plan.same.iter().map(is_same).chain(plan.free.iter().map(is_free)).collect();
-        let put = |(key, (value, bound)): (&String, &(Vec<u8>, Bound))| {
-            let options = PutOptions::new().with_lease(lease_of(*bound, lease));
-            TxnOp::put(self.full(key), value.clone(), Some(options))
-        };
-        let delete = |key: &String| TxnOp::delete(self.full(key), None);
-        let operations: Vec<TxnOp> = plan.puts.iter().map(put).chain(plan.deletes.iter().map(delete)).collect();
-        Txn::new().when(compares).and_then(operations)
     }
 
     /// Puts what a plan wrote into the picture.
@@ -378,14 +327,6 @@ impl Store for Flannel {
 fn lock(picture: &Mutex<Picture>) -> MutexGuard<'_, Picture> {
     // No user of the picture can panic half-way through a change.
     picture.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn lease_of(bound: Bound, anew: i64) -> i64 {
-    match bound {
-        Bound::ForEver => 0,
-        Bound::To(lease) => lease,
-        Bound::Anew => anew,
-    }
 }
 
 /// An event as the core reads it.

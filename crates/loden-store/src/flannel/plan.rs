@@ -4,9 +4,11 @@
 //! A plan is made from what was read, and says what of it must still be so when it is carried out. All keys are those behind the
 //! prefix.
 
+mod pool;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use loden_core::dialect::flannel::{Layout, NetConf, SubnetKey, layout::mirror};
+use loden_core::dialect::flannel::{Layout, SubnetKey, layout::mirror};
 use loden_core::model::{Block, Entry, Family, Key, Node, NodeName, PerFamily, Pool, Prefix, Record};
 
 /// What is to be done.
@@ -56,7 +58,7 @@ pub enum Obstacle {
 /// Writes a record that may be written, as [`crate::Expect`] was found to be so. `is_lent`: it has a time to live.
 pub fn put(layout: &Layout, record: &Record, is_lent: bool, nat_outgoing: bool) -> Result<Plan, Obstacle> {
     match record {
-        Record::Pool(pool) => put_pool(layout, pool, nat_outgoing),
+        Record::Pool(pool) => pool::put(layout, pool, nat_outgoing),
         Record::Block(block) => put_block(layout, block, is_lent),
         Record::Node(node) => put_node(layout, node, is_lent),
         Record::Lease(lease) => {
@@ -68,7 +70,7 @@ pub fn put(layout: &Layout, record: &Record, is_lent: bool, nat_outgoing: bool) 
 /// Removes a record.
 pub fn delete(layout: &Layout, key: &Key) -> Result<Plan, Obstacle> {
     match key {
-        Key::Pool(_) => delete_pool(layout, key),
+        Key::Pool(_) => pool::delete(layout, key),
         Key::Block(cidr) => Ok(delete_block(layout, *cidr)),
         Key::Node(name) => Ok(delete_node(layout, name)),
         Key::Lease(_) => Ok(Plan::default()),
@@ -83,6 +85,9 @@ fn put_block(layout: &Layout, block: &Block, is_lent: bool) -> Result<Plan, Obst
     let mut after = BTreeMap::from([(block.cidr, block.clone())]);
     let mut owners = BTreeSet::from([block.owner.clone()]);
     if let Some(own) = layout.pair(&path) {
+        if found.is_none() {
+            return Err(Obstacle::Taken);
+        }
         plan.bound = Bound::of(own.lease);
         owners.extend(found.and_then(owner).cloned());
     } else if let Some(lease) = found.and_then(|found| deciding_lease(layout, block.cidr, found)) {
@@ -117,6 +122,9 @@ fn put_block(layout: &Layout, block: &Block, is_lent: bool) -> Result<Plan, Obst
 fn put_node(layout: &Layout, node: &Node, is_lent: bool) -> Result<Plan, Obstacle> {
     let mut plan = Plan::default();
     let path = Layout::path(&Key::Node(node.name.clone()));
+    if layout.pair(&path).is_some() && layout.entry(&Key::Node(node.name.clone())).is_none() {
+        return Err(Obstacle::Taken);
+    }
     plan.bound = if is_lent { Bound::Anew } else { Bound::ForEver };
     plan.remember(layout, &path);
     plan.write(layout, path, json(&Record::Node(node.clone()))?, plan.bound);
@@ -132,6 +140,12 @@ fn delete_block(layout: &Layout, cidr: Prefix) -> Plan {
         plan.remove(layout, &path);
         let owners = found.and_then(owner).cloned().into_iter().collect();
         plan.show(layout, &owners, &BTreeMap::new(), &BTreeSet::from([cidr]), None);
+        // Blocks of both families that were taken over together hang on one lease.
+        let stays = |entry: &&Entry| !plan.deletes.contains(&Layout::path(&entry.record.key()));
+        let blocks = layout.entries().filter(|entry| is_own_entry(layout, entry)).filter(stays);
+        let pairs = blocks.filter_map(|entry| layout.pair(&Layout::path(&entry.record.key())));
+        let in_use: BTreeSet<i64> = pairs.map(|pair| pair.lease).collect();
+        plan.unneeded.retain(|lease| !in_use.contains(lease));
     } else if let Some(lease) = found.and_then(|found| deciding_lease(layout, cidr, found)) {
         plan.remove(layout, &lease);
     } else {
@@ -162,58 +176,6 @@ fn delete_node(layout: &Layout, name: &NodeName) -> Plan {
         }
     }
     plan
-}
-
-fn put_pool(layout: &Layout, pool: &Pool, nat_outgoing: bool) -> Result<Plan, Obstacle> {
-    let path = Layout::path(&Key::Pool(pool.name.clone()));
-    let mut conf = match (layout.conf(), layout.pair(&path)) {
-        (Ok(conf), _) => conf.clone(),
-        (Err(_), None) => NetConf { pools: Vec::new(), enable_nftables: false },
-        (Err(cause), Some(_)) => return Err(Obstacle::Unsayable(cause.to_owned())),
-    };
-    conf.pools.retain(|other| other.name != pool.name);
-    conf.pools.push(pool.clone());
-    conf.pools.sort_by_key(|pool| pool.cidr.family() == Family::V6);
-    let text = conf.render().map_err(|error| Obstacle::Unsayable(error.to_string()))?;
-    let read = NetConf::parse(text.as_bytes(), nat_outgoing).map_err(|error| Obstacle::Unsayable(error.to_string()))?;
-    if !read.pools.iter().zip(&conf.pools).all(|(read, meant)| means_the_same(read, meant)) {
-        let names: Vec<_> = read.pools.iter().map(|pool| pool.name.to_string()).collect();
-        return Err(Obstacle::Unsayable(format!(
-            "in flannel's net-conf.json pool {} would read otherwise: pools are called {}, and natOutgoing is {nat_outgoing} \
-             (`ip_masq` in the store's address)",
-            pool.name,
-            names.join(" and ")
-        )));
-    }
-    let mut plan = Plan::default();
-    plan.remember(layout, &path);
-    // flannel's own words for it stay.
-    if !layout.conf().is_ok_and(|conf| conf.pools.iter().any(|there| means_the_same(there, pool))) {
-        plan.write(layout, path, text.into_bytes(), Bound::ForEver);
-    }
-    Ok(plan)
-}
-
-/// Whether two pools are the same but for the words: bounds that are not said are the usual ones.
-fn means_the_same(one: &Pool, other: &Pool) -> bool {
-    let plain = |pool: &Pool| Pool { first_block: None, last_block: None, ..pool.clone() };
-    plain(one) == plain(other) && one.block_bounds() == other.block_bounds()
-}
-
-fn delete_pool(layout: &Layout, key: &Key) -> Result<Plan, Obstacle> {
-    let mut plan = Plan::default();
-    let Ok(conf) = layout.conf() else { return Ok(plan) };
-    let mut conf = conf.clone();
-    conf.pools.retain(|pool| Key::Pool(pool.name.clone()) != *key);
-    let path = Layout::path(key);
-    if conf.pools.is_empty() {
-        plan.remove(layout, &path);
-        return Ok(plan);
-    }
-    let text = conf.render().map_err(|error| Obstacle::Unsayable(error.to_string()))?;
-    plan.remember(layout, &path);
-    plan.puts.insert(path, (text.into_bytes(), Bound::ForEver));
-    Ok(plan)
 }
 
 impl Plan {

@@ -265,6 +265,9 @@ async fn a_network_of_both_families_has_one_key_for_both_blocks() {
     store.delete(&block_key("fc00:0:0:1::/64"), Expect::Revision(v6.revision)).await.expect("given back");
     assert!(!network.keys().await.contains_key("subnets/10.5.34.0-24&fc00:0:0:1::-64"));
     assert_eq!(store.get(&block_key("10.5.34.0/24")).await.expect("read"), Some(v4));
+    // Of two that hang on one lease the other stays.
+    store.delete(&fellow.record.key(), Expect::Any).await.expect("given back");
+    assert!(store.get(&block_key("10.5.7.0/24")).await.expect("read").is_some());
     assert!(store.list().await.expect("lists").flaws.is_empty());
 }
 
