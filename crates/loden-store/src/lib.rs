@@ -138,7 +138,8 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Conflict`] when `expect` is not so.
     async fn delete(&self, key: &Key, expect: Expect) -> Result<(), StoreError>;
 
-    /// Gives a record with a time to live that time anew, without a new revision.
+    /// Gives a record with a time to live that time anew, without a new revision. The signs of life of nodes are renewed so, and in
+    /// a store that lends blocks (see [`Self::term`]) the blocks by their owners.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when it is gone or was written by another since.
@@ -150,7 +151,8 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Compacted`] when they are no longer kept: list again.
     async fn watch(&self, after: u64) -> Result<Watch, StoreError>;
 
-    /// For how long a block is lent; `None`: it is its owner's until that gives it back.
+    /// For how long a block is lent; `None`: it is its owner's until that gives it back. Who says a term takes blocks by [`Self::put`]
+    /// with that time to live, renews them by [`Self::renew`] of their key, and ends their records when the time is over.
     fn term(&self) -> Option<Term> {
         None
     }

@@ -1,17 +1,20 @@
 //! The datastore is away, and the agent starts.
 
 use std::fs;
+use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use loden_core::api::ViewOrigin;
 use loden_core::model::Record;
 use loden_store::{Expect, Store};
 use loden_testkit::FakeKernel;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::cluster::{listing, vxlan};
 use crate::double::{Agent, Double};
 
-async fn settled(dir: &std::path::Path, store: &Double) -> FakeKernel {
+async fn settled(dir: &Path, store: &Double) -> FakeKernel {
     let mut agent = Agent::start(dir, store, FakeKernel::new("eth0"));
     agent.settle().await;
     let mut kernel = agent.reconciler.kernel().clone();
@@ -129,16 +132,52 @@ async fn a_view_that_is_damaged_or_another_stores_is_not_used() {
     assert_eq!(agent.reconciler.kernel().writes.len(), 0);
 }
 
+/// A file system of 16 pages of 4 KiB.
+struct Disk<'a>(&'a Path);
+
+impl Disk<'_> {
+    fn on(path: &Path) -> Disk<'_> {
+        mount("tmpfs", path, "tmpfs", MountFlags::empty(), Some(c"size=64k,mode=0755")).expect("this test needs root");
+        Disk(path)
+    }
+}
+
+impl Drop for Disk<'_> {
+    fn drop(&mut self) {
+        let _ = unmount(self.0, UnmountFlags::DETACH);
+    }
+}
+
 #[tokio::test]
-async fn a_disk_that_is_full_is_told_and_the_agent_goes_on() {
+async fn a_disk_that_gets_full_is_told_and_the_agent_goes_on() {
     let dir = tempfile::tempdir().expect("directory");
-    fs::write(dir.path().join("store-id"), "one").expect("written");
-    // What stands in the way of the unfinished file keeps it from being written, for root, too.
-    let in_the_way = dir.path().join(format!("view.{}.tmp", std::process::id()));
-    fs::create_dir(&in_the_way).expect("made");
+    let _disk = Disk::on(dir.path());
     let store = Double::with(listing(2, &vxlan())).await;
     let mut agent = Agent::start(dir.path(), &store, FakeKernel::new("eth0"));
     agent.settle().await;
-    assert!(agent.problems().contains("the view on disk: "), "{}", agent.problems());
-    assert!(agent.reconciler.kernel().objects.len() > 10);
+    assert_eq!(agent.problems(), "");
+    let (view, filler) = (dir.path().join("view"), dir.path().join("filler"));
+    assert!(view.exists());
+    let mut file = fs::File::create(&filler).expect("made");
+    while file.write_all(&[0; 512]).is_ok() {}
+    // Changes of a peer, until the last page is full, too.
+    let Some(Record::Node(mut node)) = store.record("node/n2").await else { panic!("it is there") };
+    for n in 0..40 {
+        node.labels.insert("n".to_owned(), n.to_string());
+        store.memory.put(Record::Node(node.clone()), Expect::Any, None).await.expect("written");
+    }
+    agent.until("it is told", |agent| agent.problems().contains("the view on disk: ")).await;
+    agent.settle().await;
+    assert!(agent.problems().contains("No space left on device"), "{}", agent.problems());
+    assert!(!view.exists(), "one that lacks changes would have the kernel put back");
+    let seen = |agent: &Agent| agent.reconciler.view().nodes[&node.name].labels.get("n").cloned();
+    assert_eq!(seen(&agent).as_deref(), Some("39"), "the agent goes on");
+
+    // With room again it is written anew at the next listing.
+    fs::remove_file(&filler).expect("removed");
+    store.set_away(true);
+    agent.until("it is away", |agent| !agent.health.borrow().up).await;
+    store.set_away(false);
+    agent.settle().await;
+    assert!(view.exists() && agent.problems().is_empty(), "{}", agent.problems());
 }
