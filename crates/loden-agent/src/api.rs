@@ -148,10 +148,18 @@ async fn ipam(State(api): State<Api>) -> Result<Response, Failure> {
 }
 
 async fn wish(State(api): State<Api>, Json(wish): Json<BlockWish>) -> Result<Response, Failure> {
-    ask(&api, |answer| Question::Wish(wish, answer))
-        .await?
-        .map(|()| "noted\n".into_response())
-        .map_err(Failure::NoBlock)
+    let pools: Vec<String> = wish.pools.iter().map(ToString::to_string).collect();
+    let (sender, answer) = oneshot::channel();
+    api.inbox.send(Inbox::Ask(Question::Wish(wish, sender))).map_err(|_| Failure::Stopping)?;
+    match tokio::time::timeout(BlockWish::PATIENCE, answer).await {
+        Ok(Ok(answer)) => answer.map(|()| "there is one\n".into_response()).map_err(Failure::NoBlock),
+        Ok(Err(_)) => Err(Failure::Stopping),
+        Err(_) => Err(Failure::NoBlock(format!(
+            "a further block of pool {} was waited for {} s: `loden status` says how the datastore is",
+            pools.join(" or "),
+            BlockWish::PATIENCE.as_secs()
+        ))),
+    }
 }
 
 async fn lease(State(api): State<Api>, Json(request): Json<LeaseRequest>) -> Result<Response, Failure> {

@@ -10,6 +10,7 @@ use loden_core::ipam::{self, OwnBlock};
 use loden_core::model::{PoolName, Prefix};
 use loden_core::view::Problem;
 use loden_linux::clock::boot_ms;
+use tokio::sync::oneshot;
 
 use crate::cluster::Waiting;
 
@@ -18,6 +19,8 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// From a wish to its being passed on.
 const BREATH: Duration = Duration::from_millis(5);
+/// How often it is looked whether pods wait in vain.
+const LOOK_FOR_WISHES: Duration = Duration::from_millis(250);
 
 /// What is kept in mind.
 #[derive(Debug, Default)]
@@ -25,11 +28,21 @@ pub struct Blocks {
     empty_since: BTreeMap<Prefix, Instant>,
     /// `None`: the store lends nothing.
     terms: Option<BTreeMap<Prefix, u64>>,
+    /// If the store goes away now they stay so until it is back: nobody knows whether their records are gone.
     retired: BTreeSet<Prefix>,
-    waiting: BTreeMap<PoolName, Waiting>,
+    wishes: Vec<Wish>,
+    /// How often pods that waited have had a further block, pool by pool.
+    batches: BTreeMap<PoolName, u64>,
     /// What the plugin was told last.
     served: BTreeMap<Prefix, PoolName>,
     look: Option<Instant>,
+}
+
+/// A pod that waits for a further block, and where it is told.
+#[derive(Debug)]
+struct Wish {
+    asked: BlockWish,
+    answer: oneshot::Sender<Result<(), String>>,
 }
 
 impl Blocks {
@@ -82,8 +95,7 @@ impl Blocks {
         let next_end = offered.values().flatten().min().map(|end| Duration::from_millis(end.saturating_sub(boot_ms())));
         let next_idle = (!self.empty_since.is_empty()).then_some(LOOK);
         if let Some(wait) = next_end.into_iter().chain(next_idle).min() {
-            let at = Instant::now() + wait;
-            self.look = Some(self.look.map_or(at, |look| look.min(at)));
+            self.look_in(wait);
         }
         (offered, problems)
     }
@@ -97,7 +109,7 @@ impl Blocks {
     /// The block to give back next. One at a time: what stays has to be known.
     #[must_use]
     pub fn surplus(&self, own: &[OwnBlock], most_idle: Duration) -> Option<Prefix> {
-        if most_idle.is_zero() || !self.retired.is_empty() || self.waiting.values().any(|waiting| waiting.count > 0) {
+        if most_idle.is_zero() || !self.retired.is_empty() || !self.wishes.is_empty() {
             return None;
         }
         ipam::surplus(own, most_idle.as_secs())
@@ -120,33 +132,69 @@ impl Blocks {
         &self.retired
     }
 
-    /// A pod has found no free address in these pools. Who has not seen what there is by now only has to look again.
-    pub fn wish(&mut self, wish: &BlockWish) {
-        for pool in &wish.pools {
-            let is_served = self.served.iter().any(|(cidr, of)| of == pool && !wish.blocks.contains(cidr));
-            if !is_served {
-                self.waiting.entry(pool.clone()).or_default().count += 1;
-                // Mostly others come in the same breath.
-                let soon = Instant::now() + BREATH;
-                self.look = Some(self.look.map_or(soon, |look| look.min(soon)));
+    /// A pod has found no free address and waits for a further block. It is answered when there is one that it has not seen.
+    pub fn wish(&mut self, asked: BlockWish, answer: oneshot::Sender<Result<(), String>>) {
+        if self.has_further(&asked) {
+            // Who has gone away does not want the answer, here and below.
+            drop(answer.send(Ok(())));
+            return;
+        }
+        self.wishes.push(Wish { asked, answer });
+        // Mostly others come in the same breath.
+        self.look_in(BREATH);
+    }
+
+    fn has_further(&self, asked: &BlockWish) -> bool {
+        self.served.iter().any(|(cidr, pool)| asked.pools.contains(pool) && !asked.blocks.contains(cidr))
+    }
+
+    /// Answers those that wait in vain, by the problems of their pools, and forgets those that have gone away.
+    pub fn refuse(&mut self, problems: &[Problem]) {
+        for wish in std::mem::take(&mut self.wishes) {
+            let known = problems.iter().filter(|problem| wish.asked.is_about(&problem.subject));
+            let known: Vec<String> = known.map(ToString::to_string).collect();
+            if wish.answer.is_closed() {
+                continue;
+            }
+            if known.is_empty() {
+                self.wishes.push(wish);
+            } else {
+                drop(wish.answer.send(Err(known.join("; "))));
             }
         }
+        if !self.wishes.is_empty() {
+            self.look_in(LOOK_FOR_WISHES);
+        }
+    }
+
+    fn look_in(&mut self, wait: Duration) {
+        let at = Instant::now() + wait;
+        self.look = Some(self.look.map_or(at, |look| look.min(at)));
     }
 
     /// Pods that wait.
     #[must_use]
-    pub fn waiting(&self) -> &BTreeMap<PoolName, Waiting> {
-        &self.waiting
+    pub fn waiting(&self) -> BTreeMap<PoolName, Waiting> {
+        let mut waiting: BTreeMap<PoolName, Waiting> = BTreeMap::new();
+        for pool in self.wishes.iter().flat_map(|wish| &wish.asked.pools) {
+            let batch = self.batches.get(pool).copied().unwrap_or(0);
+            waiting.entry(pool.clone()).or_insert(Waiting { batch, count: 0 }).count += 1;
+        }
+        waiting
     }
 
     /// The plugin has been told. Who waited for a further block of a pool looks now, and waits anew if it finds nothing.
     pub fn served(&mut self, node: &NodeFile) {
-        let now: BTreeMap<Prefix, PoolName> = node.blocks.iter().map(|b| (b.cidr, b.pool.clone())).collect();
-        for (_, pool) in now.iter().filter(|(cidr, _)| !self.served.contains_key(cidr)) {
-            if let Some(waiting) = self.waiting.get_mut(pool).filter(|waiting| waiting.count > 0) {
-                *waiting = Waiting { batch: waiting.batch + 1, count: 0 };
+        self.served = node.blocks.iter().map(|block| (block.cidr, block.pool.clone())).collect();
+        for wish in std::mem::take(&mut self.wishes) {
+            if !self.has_further(&wish.asked) {
+                self.wishes.push(wish);
+                continue;
             }
+            for pool in &wish.asked.pools {
+                *self.batches.entry(pool.clone()).or_default() += 1;
+            }
+            drop(wish.answer.send(Ok(())));
         }
-        self.served = now;
     }
 }

@@ -75,7 +75,7 @@ pub enum Question {
     Events(u64, oneshot::Sender<Vec<ApiEvent>>),
     /// Who has which address.
     Ipam(oneshot::Sender<Ipam>),
-    /// A further block, for a pod that waits; why none is to be expected, where that is known.
+    /// A further block, for a pod that waits: answered when there is one, or why there is none.
     Wish(BlockWish, oneshot::Sender<Result<(), String>>),
 }
 
@@ -443,7 +443,7 @@ impl Worker {
             facts: reconciler.facts().clone(),
             underlay: view.local.underlay.as_ref().map(|underlay| underlay.addresses),
             used: status::used_of_pools(view),
-            waiting: state.blocks.waiting().clone(),
+            waiting: state.blocks.waiting(),
             in_use: status::blocks_in_use(view),
             retired: state.blocks.retired().clone(),
             refused: view.refused_blocks().filter(|b| b.owner == view.local.node).map(|b| b.cidr).collect(),
@@ -507,6 +507,7 @@ impl Worker {
     fn look_at_blocks(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
         state.blocks.looked_at();
         self.refresh_cluster(state);
+        state.blocks.refuse(&state.around.cluster.problems);
         let own = status::own_blocks(reconciler.view(), |cidr| state.blocks.idle(cidr));
         let is_ready = state.around.cluster.leased && state.around.cluster.up;
         if is_ready && let Some(cidr) = state.blocks.surplus(&own, self.block_idle) {
@@ -539,12 +540,7 @@ impl Worker {
         match question {
             Question::Status(answer) => drop(answer.send(status::status(reconciler, &state.around))),
             Question::Events(after, answer) => drop(answer.send(reconciler.events.after(after))),
-            Question::Wish(wish, answer) => {
-                let known = state.around.cluster.problems.iter().filter(|p| wish.is_about(&p.subject));
-                let known: Vec<String> = known.map(ToString::to_string).collect();
-                state.blocks.wish(&wish);
-                drop(answer.send(if known.is_empty() { Ok(()) } else { Err(known.join("; ")) }));
-            }
+            Question::Wish(wish, answer) => state.blocks.wish(wish, answer),
             Question::Ipam(answer) => drop(answer.send(status::ipam(reconciler.view()))),
             Question::Plan(answer) => {
                 let reply = reconciler.dry_run().map_err(|error| error.to_string()).map(|plan| PlanReply {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -157,7 +158,7 @@ pub enum ViewOrigin {
     Disk,
 }
 
-/// `POST /v1/ipam/wish`: the plugin has found no free address.
+/// `POST /v1/ipam/wish`: the plugin has found no free address. Answered when `node.json` has a further block, or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BlockWish {
@@ -168,6 +169,10 @@ pub struct BlockWish {
 }
 
 impl BlockWish {
+    /// How long the agent looks for a further block before it answers that there is none. CNI sets no deadline, and runtimes give
+    /// minutes; a claim takes milliseconds when the datastore is well.
+    pub const PATIENCE: Duration = Duration::from_secs(10);
+
     /// Whether a problem's subject is one of the pools.
     #[must_use]
     pub fn is_about(&self, subject: &str) -> bool {

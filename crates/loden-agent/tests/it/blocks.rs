@@ -9,10 +9,12 @@ use loden_core::api::{BlockWish, ViewOrigin};
 use loden_core::cni::{NodeBlock, NodeFile};
 use loden_core::ipam::OwnBlock;
 use loden_core::model::{Attachment, Block, Entry, Key, Prefix, Record};
+use loden_core::view::Problem;
 use loden_linux::clock::boot_ms;
 use loden_linux::run_dir::{RunDir, write_json};
 use loden_store::{Expect, Readiness, Store, Term};
 use loden_testkit::FakeKernel;
+use tokio::sync::oneshot;
 
 use crate::cluster::{host_gw, listing};
 use crate::double::{Agent, Double};
@@ -314,28 +316,40 @@ fn the_plugin_is_offered_what_is_ours_and_not_on_its_way_back_and_not_overdue() 
 }
 
 #[test]
-fn a_wish_counts_until_a_block_more_is_served_and_not_when_there_is_one_already() {
+fn a_wish_is_answered_when_a_block_more_is_served_or_none_can_be_had() {
     let mut blocks = Blocks::default();
     let (a, b) = ("10.244.0.0/28", "10.244.0.16/28");
     blocks.served(&node_file(&[a]));
-    let wish = |known: &[&str]| BlockWish {
-        pools: ["default".parse().expect("name")].into(),
-        blocks: known.iter().map(|text| p(text)).collect(),
+    let wish = |blocks: &mut Blocks, known: &[&str]| {
+        let pools = ["default".parse().expect("name")].into();
+        let (sender, answer) = oneshot::channel();
+        blocks.wish(BlockWish { pools, blocks: known.iter().map(|text| p(text)).collect() }, sender);
+        answer
     };
-    (0..3).for_each(|_| blocks.wish(&wish(&[a])));
-    let waiting = |blocks: &Blocks| *blocks.waiting().values().next().expect("one");
-    assert_eq!(waiting(&blocks), Waiting { batch: 0, count: 3 });
+    let waiting = |blocks: &Blocks| blocks.waiting().values().next().copied();
+    assert_eq!(waiting(&blocks), None);
+    let mut answers: Vec<_> = (0..3).map(|_| wish(&mut blocks, &[a])).collect();
+    assert_eq!(waiting(&blocks), Some(Waiting { batch: 0, count: 3 }));
     assert_eq!(
         blocks.surplus(&[own(a, 0), own(b, 0)], Duration::from_secs(1)),
         None,
         "nothing is given back meanwhile"
     );
     blocks.served(&node_file(&[a]));
-    assert_eq!(waiting(&blocks).count, 3);
+    assert!(answers[0].try_recv().is_err());
+    // One has gone away.
+    drop(answers.pop());
+    blocks.refuse(&[]);
+    assert_eq!(waiting(&blocks), Some(Waiting { batch: 0, count: 2 }));
     blocks.served(&node_file(&[a, b]));
-    assert_eq!(waiting(&blocks), Waiting { batch: 1, count: 0 });
-    blocks.wish(&wish(&[a]));
-    assert_eq!(waiting(&blocks).count, 0, "it has not seen the other yet");
-    blocks.wish(&wish(&[a, b]));
-    assert_eq!(waiting(&blocks), Waiting { batch: 1, count: 1 });
+    answers.iter_mut().for_each(|answer| assert_eq!(answer.try_recv(), Ok(Ok(()))));
+    assert_eq!(wish(&mut blocks, &[a]).try_recv(), Ok(Ok(())), "it has only to look again");
+    assert_eq!(waiting(&blocks), None);
+    let mut answer = wish(&mut blocks, &[a, b]);
+    assert_eq!(waiting(&blocks).map(|waiting| (waiting.batch > 0, waiting.count)), Some((true, 1)));
+    blocks.refuse(&[Problem::new("pool other", "it is full")]);
+    assert!(answer.try_recv().is_err());
+    blocks.refuse(&[Problem::new("pool default", "it is full")]);
+    assert_eq!(answer.try_recv(), Ok(Err("pool default: it is full".to_owned())));
+    assert_eq!(waiting(&blocks), None);
 }
