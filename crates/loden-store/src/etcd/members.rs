@@ -20,6 +20,8 @@ const PATIENCE_MEMBER: Duration = Duration::from_millis(2000);
 const PATIENCE: Duration = Duration::from_secs(6);
 /// A connection must be made within this.
 const CONNECT: Duration = Duration::from_millis(1500);
+/// How often a server that hangs up is asked, that its alert may be read.
+const ALERT_TRIES: usize = 5;
 /// Between two rounds of asking members that have no leader.
 const PAUSE: Duration = Duration::from_millis(200);
 /// HTTP/2 pings while something is asked or watched, and how long their answer may take. etcd hangs up on who pings more often than
@@ -120,13 +122,15 @@ impl Members {
                 return Err(fault);
             }
             self.leave(turn).await;
+            // The alert that says why is lost with the connection every other time: it is worth some more tries.
+            let rounds = if has_hung_up(self.endpoint(turn), &fault) { ALERT_TRIES } else { 1 };
             let fault = self.explained(fault, turn);
             if worst.as_ref().is_none_or(|worst| worst.sort < fault.sort) {
                 worst = Some(fault);
             }
             let lacks_quorum = worst.as_ref().is_some_and(|worst| worst.sort == Sort::NoQuorum);
             // Each once, and the first once more over a new connection; an election is waited for.
-            if Instant::now() >= end || (tries > members && !lacks_quorum) {
+            if Instant::now() >= end || (tries > members * rounds && !lacks_quorum) {
                 break;
             }
             if lacks_quorum && tries % members == 0 {
@@ -181,9 +185,7 @@ impl Members {
     /// A fault with the member that it is of, and what else may be behind it.
     fn explained(&self, mut fault: Fault, turn: usize) -> Fault {
         let endpoint = self.endpoint(turn);
-        let has_hung_up = ["connection closed", "Broken pipe", "reset by peer"];
-        if endpoint.starts_with("https:") && has_hung_up.iter().any(|words| fault.cause.contains(words)) {
-            // The alert that says so may be lost with the connection.
+        if has_hung_up(endpoint, &fault) {
             fault.cause += "; a server hangs up like this when it does not take the client's certificate";
         }
         if self.address.endpoints.len() > 1 {
@@ -196,6 +198,12 @@ impl Members {
         let endpoints = &self.address.endpoints;
         endpoints.get(turn % endpoints.len().max(1)).map_or("", String::as_str)
     }
+}
+
+/// Whether a server has hung up as it does on a client whose certificate it does not take.
+fn has_hung_up(endpoint: &str, fault: &Fault) -> bool {
+    let words = ["connection closed", "roken pipe", "reset by peer"];
+    fault.sort == Sort::Away && endpoint.starts_with("https:") && words.iter().any(|words| fault.cause.contains(words))
 }
 
 fn options(address: &EtcdAddress) -> Result<ConnectOptions, Fault> {
