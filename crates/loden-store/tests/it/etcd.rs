@@ -13,6 +13,7 @@ use etcd_client::GetOptions;
 use loden_core::model::{Key, Record};
 use loden_store::{Change, Expect, Store, StoreError, Watch, conformance};
 
+use super::race;
 use server::Server;
 
 /// etcd grants no lease that is shorter than one and a half elections.
@@ -163,4 +164,10 @@ async fn several_changes_of_one_revision_are_all_told() {
         }
     }
     assert_eq!(gone, ["node/n0", "node/n1", "node/n2"]);
+}
+
+#[tokio::test]
+async fn two_hundred_race_for_blocks() {
+    let server = Server::start(&[]);
+    race::race("etcd", race::handles(|| server.store(""))).await;
 }

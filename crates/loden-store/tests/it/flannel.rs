@@ -9,6 +9,7 @@ use loden_core::model::{Block, Entry, Key, Record};
 use loden_store::{Change, Expect, Store, StoreError, Watch, flannel::Flannel};
 
 use super::etcd::server::Server;
+use super::race;
 
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const DUAL: &str =
@@ -310,32 +311,9 @@ async fn what_is_written_at_once_is_told_at_once_and_a_resumed_watch_agrees() {
 }
 
 #[tokio::test]
-async fn many_race_for_few_blocks_and_each_has_one() {
-    let network = Network::new(r#"{"Network":"10.5.0.0/19","Backend":{"Type":"vxlan"}}"#).await;
-    let mut tasks = Vec::new();
-    for n in 0..20 {
-        let store = network.store();
-        tasks.push(tokio::spawn(async move {
-            for i in 1..32 {
-                let cidr = format!("10.5.{i}.0/24");
-                match store.put(block(&cidr, &format!("n{n}")), Expect::Absent, TTL).await {
-                    Ok(_) => return Some(cidr),
-                    Err(StoreError::Conflict { .. }) => {}
-                    Err(error) => panic!("{error}"),
-                }
-            }
-            None
-        }));
-    }
-    let mut won = Vec::new();
-    for task in tasks {
-        won.push(task.await.expect("no panic").expect("there are more blocks than nodes"));
-    }
-    won.sort();
-    won.dedup();
-    assert_eq!(won.len(), 20);
-    let listing = network.store().list().await.expect("lists");
-    assert!(listing.flaws.is_empty(), "{:?}", listing.flaws);
+async fn two_hundred_race_for_blocks() {
+    let network = Network::new(CONFIG).await;
+    race::race("flannel's layout", race::handles(|| network.store())).await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod faults;
 mod flannel;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
+mod race;
 
 use std::sync::Arc;
 use std::time::Duration;
