@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use etcd_client::KeyValue;
 use loden_core::config::store::EtcdAddress;
 use loden_core::dialect::flannel::Layout;
 use loden_core::dialect::flannel::layout::{Pair, RawChange, Told};
@@ -131,10 +132,11 @@ impl Flannel {
     async fn change(&self, wish: &Wish<'_>) -> Result<Option<Entry>, StoreError> {
         let mut was_repeated = false;
         for tries in 0..TRIES {
-            let is_fresh = tries > 0 || self.picture().layout.is_none();
-            if is_fresh {
+            let is_missing = self.picture().layout.is_none();
+            if is_missing {
                 self.refresh().await?;
             }
+            let is_fresh = is_missing || tries > 0;
             let (plan, found) = match self.plan(wish) {
                 Ok(planned) => planned,
                 // It may be this very wish, made so without an answer, that now stands in its own way.
@@ -144,7 +146,10 @@ impl Flannel {
                     return Ok(found.map(|found| *found));
                 }
                 Err(error) if is_fresh => return Err(error),
-                Err(_) => continue,
+                Err(_) => {
+                    self.picture().layout = None;
+                    continue;
+                }
             };
             match carry::carry_out(&self.members, &self.prefix, &plan, wish.ttl)
                 .await
@@ -161,7 +166,14 @@ impl Flannel {
                     }
                     return Ok(wish.record.map(|record| self.made(record, found.as_ref(), unsigned(revision))));
                 }
-                Carried::NotOut { was_repeated: repeated } => was_repeated |= repeated,
+                Carried::NotOut { was_repeated: repeated, found } => {
+                    was_repeated |= repeated;
+                    let mut picture = self.picture();
+                    match (&mut picture.layout, found) {
+                        (Some(layout), Some(found)) => drop(layout.apply(found)),
+                        _ => picture.layout = None,
+                    }
+                }
             }
         }
         let cause = format!("{} hangs on what others kept writing: it was tried {TRIES} times", wish.key);
@@ -332,19 +344,26 @@ fn lock(picture: &Mutex<Picture>) -> MutexGuard<'_, Picture> {
 /// An event as the core reads it.
 fn raw_change(root: &str, event: &Event<'_>) -> RawChange {
     let kv = event.kv;
-    let key = String::from_utf8_lossy(kv.key());
-    let key = key.strip_prefix(root).unwrap_or(&key).to_owned();
-    let revision = unsigned(kv.mod_revision());
-    if !event.is_put {
-        return RawChange::Delete { key, revision };
+    match event.is_put {
+        true => RawChange::Put(pair(root, kv)),
+        false => RawChange::Delete { key: below(root, kv), revision: unsigned(kv.mod_revision()) },
     }
-    RawChange::Put(Pair {
-        key,
+}
+
+fn pair(root: &str, kv: &KeyValue) -> Pair {
+    Pair {
+        key: below(root, kv),
         value: kv.value().to_vec(),
         created: unsigned(kv.create_revision()),
-        revision,
+        revision: unsigned(kv.mod_revision()),
         lease: kv.lease(),
-    })
+    }
+}
+
+/// The key behind the prefix.
+fn below(root: &str, kv: &KeyValue) -> String {
+    let key = String::from_utf8_lossy(kv.key());
+    key.strip_prefix(root).unwrap_or(&key).to_owned()
 }
 
 fn change(told: Told, revision: u64) -> Change {
