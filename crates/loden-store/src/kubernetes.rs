@@ -472,6 +472,10 @@ impl Store for Kubernetes {
         Ok(watch)
     }
 
+    fn gives_blocks(&self) -> bool {
+        self.has_pod_cidrs()
+    }
+
     async fn announce(&self, node: &NodeName, readiness: &Readiness) -> Result<(), StoreError> {
         let is_said = |said: &(NodeName, Readiness, Instant)| {
             said.0 == *node && said.1 == *readiness && said.2.elapsed() < ANNOUNCED

@@ -157,6 +157,12 @@ pub trait Store: Send + Sync {
         None
     }
 
+    /// Whether the store itself says which node has which block (Kubernetes' podCIDRs): none is claimed or given back there, and a
+    /// node's are there once it has said who it is.
+    fn gives_blocks(&self) -> bool {
+        false
+    }
+
     /// Tells those who look at the cluster from outside how the node is, where the store has a place for that (Kubernetes'
     /// condition NetworkUnavailable). What is said already is not written again.
     ///

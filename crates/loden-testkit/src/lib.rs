@@ -1,5 +1,8 @@
-//! For tests: a kernel that refuses what Linux refuses, can be broken on purpose, and counts what is written to it.
+//! For tests: a kernel that refuses what Linux refuses, can be broken on purpose, and counts what is written to it; and a
+//! Kubernetes API server that can be broken as well.
 
 mod fake_kernel;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 
 pub use fake_kernel::FakeKernel;

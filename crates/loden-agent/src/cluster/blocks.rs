@@ -150,6 +150,11 @@ impl Cluster {
                 self.set_problem(&subject, None);
                 return Ok(());
             }
+            if store.gives_blocks() {
+                // The first comes with this node's record.
+                self.set_problem(&subject, (!own.is_empty()).then(|| crowded(&own, load)));
+                return Ok(());
+            }
             let former: Vec<Prefix> = outward.in_use.iter().chain(&self.blocks.former).copied().collect();
             let (claimant, asked_ms) = (self.claimant(store), boot_ms());
             match claim::claim_block(store, pool, &claimant, &former, self.taken.clone()).await {
@@ -212,7 +217,8 @@ impl Cluster {
                 self.gained(store, &entry, asked_ms);
                 Ok(Some(entry))
             }
-            Err(StoreError::Conflict { .. }) => Ok(None),
+            // It is another's now, or (where the store gives the blocks) not this node's any more.
+            Err(StoreError::Conflict { .. } | StoreError::Refused { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -275,4 +281,15 @@ impl Cluster {
             is_new
         });
     }
+}
+
+/// What to do about a block that runs out where the datastore gives no second one.
+fn crowded(own: &[Prefix], load: Load) -> String {
+    let own: Vec<String> = own.iter().map(ToString::to_string).collect();
+    format!(
+        "{} addresses of {} are in use, and the datastore gives this node no other block: let it give larger ones (the controller \
+         manager's --node-cidr-mask-size) and register the node anew, or move pods",
+        load.used,
+        own.join(" and ")
+    )
 }

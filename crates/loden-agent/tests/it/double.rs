@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use loden_agent::cluster::{Cluster, ClusterHealth, Identity, News, Opening, Outward};
+use loden_agent::cluster::{Cluster, ClusterHealth, Identity, News, Opener, Opening, Outward};
 use loden_agent::status;
 use loden_core::model::{Entry, Key, NodeName, Prefix, Record};
 use loden_linux::run_dir::RunDir;
@@ -172,6 +172,19 @@ impl Agent {
 
     /// The same; these blocks are asked for again.
     pub fn start_with(dir: &Path, store: &Double, kernel: FakeKernel, preferred: Vec<Prefix>) -> Self {
+        let store = store.clone();
+        let open = Box::new(move || -> Opening {
+            let store = store.clone();
+            Box::pin(async move {
+                store.is_there().await?;
+                Ok(Arc::new(store) as Arc<dyn Store>)
+            })
+        });
+        Self::start_on(dir, open, kernel, preferred)
+    }
+
+    /// The same on any store.
+    pub fn start_on(dir: &Path, open: Opener, kernel: FakeKernel, preferred: Vec<Prefix>) -> Self {
         let identity = Identity {
             preferred,
             announces: true,
@@ -185,14 +198,6 @@ impl Agent {
         let (outward, seen) = watch::channel(Outward::default());
         let (told, health) = watch::channel(ClusterHealth::default());
         let (sender, news) = mpsc::unbounded_channel();
-        let store = store.clone();
-        let open = Box::new(move || -> Opening {
-            let store = store.clone();
-            Box::pin(async move {
-                store.is_there().await?;
-                Ok(Arc::new(store) as Arc<dyn Store>)
-            })
-        });
         let deliver = Box::new(move |news| drop(sender.send(news)));
         let task = tokio::spawn(Cluster::new(open, identity, seen, told, deliver).run());
         let (heard, terms) = (Vec::new(), None);

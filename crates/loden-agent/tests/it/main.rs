@@ -5,6 +5,8 @@ mod blocks;
 mod cluster;
 mod double;
 mod journal;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod ledger;
 mod outage;
 mod reconcile;

@@ -3,11 +3,8 @@
 
 mod bytes;
 mod claims;
-mod cluster;
-mod double;
 mod faults;
 mod pod_cidrs;
-mod roles;
 mod schema;
 
 use std::collections::BTreeMap;
@@ -20,10 +17,8 @@ use kube::discovery::ApiResource;
 use loden_core::model::{Entry, Key, Node, NodeName, Prefix, Record};
 use loden_store::kubernetes::Kubernetes;
 use loden_store::{Change, Listing, Store, Watch};
+use loden_testkit::kubernetes::{Double, Role};
 use serde_json::{Value, json};
-
-use double::Double;
-use roles::Role;
 
 /// flannel's net-conf.json of these tests. The addresses are for documentation and for tests, so a real cluster has others.
 const NET_CONF: &str = r#"{"Network": "198.18.0.0/16", "EnableIPv6": true, "IPv6Network": "2001:db8:f000::/48",

@@ -2,8 +2,8 @@
 
 use loden_core::model::Record;
 use loden_store::{Expect, Store};
+use loden_testkit::kubernetes::file;
 
-use super::schema::file;
 use super::*;
 
 #[tokio::test]

@@ -120,6 +120,7 @@ impl Double {
         double
     }
 
+    /// Writes a kubeconfig under a name: this token, and whom to trust by a file of the double's directory.
     pub fn kubeconfig(&self, name: &str, token: &str, ca: &str) -> PathBuf {
         let ca = self.dir.path().join(ca);
         let config = json!({
@@ -138,18 +139,22 @@ impl Double {
         self.dir.path().join(name)
     }
 
+    /// What it keeps.
     pub fn cluster(&self) -> MutexGuard<'_, Cluster> {
         self.inner.cluster.lock().expect("no panic")
     }
 
+    /// What is to go wrong.
     pub fn faults(&self) -> MutexGuard<'_, Faults> {
         self.inner.faults.lock().expect("no panic")
     }
 
+    /// What was asked for.
     pub fn log(&self) -> MutexGuard<'_, Log> {
         self.inner.log.lock().expect("no panic")
     }
 
+    /// Lets agents do something else from now on.
     pub fn set_role(&self, role: Role) {
         *self.inner.role.lock().expect("no panic") = Some(role);
     }
@@ -403,7 +408,13 @@ impl Following {
                 _ = self.changed.changed() => {}
                 () = tokio::time::sleep_until(self.until) => {}
                 () = tokio::time::sleep(self.inner.bookmark) => {
-                    let revision = self.inner.cluster.lock().expect("no panic").revision;
+                    let cluster = self.inner.cluster.lock().expect("no panic");
+                    let is_new = |event: &Event| event.revision > self.at && event.resource == self.asked.resource;
+                    if cluster.history.iter().any(is_new) {
+                        continue;
+                    }
+                    let revision = cluster.revision;
+                    drop(cluster);
                     self.at = self.at.max(revision);
                     let object = json!({"metadata": {"resourceVersion": revision.to_string(), "creationTimestamp": null}});
                     return Some(Ok(self.line("BOOKMARK", &object)));

@@ -12,16 +12,23 @@ pub type Refusal = (u16, &'static str, String);
 /// One line of history.
 #[derive(Clone)]
 pub struct Event {
+    /// The revision that it is of.
     pub revision: u64,
+    /// Of what.
     pub resource: String,
+    /// What happened, in a watch's word.
     pub word: &'static str,
+    /// The object behind it.
     pub object: Value,
 }
 
+/// All that there is.
 #[derive(Default)]
 pub struct Cluster {
+    /// The last write's.
     pub revision: u64,
     objects: BTreeMap<(String, String), Value>,
+    /// What happened since the last compaction.
     pub history: Vec<Event>,
     /// The oldest revision that a watch may begin behind.
     pub oldest: u64,
@@ -29,10 +36,13 @@ pub struct Cluster {
     /// What is left of lists that are read page by page.
     pages: BTreeMap<String, (u64, VecDeque<Value>)>,
     made: u64,
+    /// Whether `deploy/crds.yaml` was applied.
     pub has_crds: bool,
 }
 
 impl Cluster {
+    /// One that has nothing but the namespace `kube-system`.
+    #[must_use]
     pub fn new() -> Self {
         // A real one has had other writes before.
         let mut cluster =
@@ -42,12 +52,19 @@ impl Cluster {
         cluster
     }
 
+    /// One object.
+    ///
+    /// # Errors
+    /// What the server says instead.
     pub fn get(&self, resource: &str, name: &str) -> Result<Value, Refusal> {
         let found = self.objects.get(&(resource.to_owned(), name.to_owned()));
         found.cloned().ok_or_else(|| (404, "NotFound", format!("{resource} \"{name}\" not found")))
     }
 
     /// A page of a list and what brings the next one.
+    ///
+    /// # Errors
+    /// What the server says instead.
     pub fn list(
         &mut self,
         resource: &str,
@@ -71,6 +88,10 @@ impl Cluster {
         Ok((left.into(), revision, next))
     }
 
+    /// Makes an object as the API server and admission leave it.
+    ///
+    /// # Errors
+    /// What the server says instead.
     pub fn create(&mut self, resource: &str, mut object: Value) -> Result<Value, Refusal> {
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         if self.get(resource, &name).is_ok() {
@@ -88,6 +109,9 @@ impl Cluster {
     }
 
     /// A merge patch, or a strategic one of conditions, of an object or its status.
+    ///
+    /// # Errors
+    /// What the server says instead.
     pub fn patch(&mut self, resource: &str, name: &str, patch: &Value, part: Part) -> Result<Value, Refusal> {
         let former = self.get(resource, name)?;
         if let Some(expected) = patch["metadata"].get("resourceVersion")
@@ -121,6 +145,10 @@ impl Cluster {
         self.write(resource, name, "MODIFIED", object)
     }
 
+    /// Removes an object, if it has the expected revision.
+    ///
+    /// # Errors
+    /// What the server says instead.
     pub fn delete(&mut self, resource: &str, name: &str, expected: Option<&str>) -> Result<Value, Refusal> {
         let mut object = self.get(resource, name)?;
         if expected.is_some_and(|expected| object["metadata"]["resourceVersion"] != expected) {
@@ -176,8 +204,11 @@ impl Cluster {
 /// What a patch is of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Part {
+    /// The object without its status.
     Whole,
+    /// Its metadata and status.
     Status,
+    /// Conditions of its status, each by its type.
     Conditions,
 }
 

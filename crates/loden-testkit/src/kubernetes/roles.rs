@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::schema::file;
 
 /// The rules of a role.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Role(Vec<Value>);
 
 /// flannel's ClusterRole, as its manifest has it.
@@ -18,18 +18,22 @@ rules:
 
 impl Role {
     /// One of the file's.
+    #[must_use]
     pub fn shipped(name: &str) -> Self {
         let all: Vec<Value> = serde_saphyr::from_multiple(&file("deploy/rbac.yaml")).expect("YAML");
         let role = all.iter().find(|object| object["kind"] == "ClusterRole" && object["metadata"]["name"] == name);
         Self(role.expect(name)["rules"].as_array().expect("rules").clone())
     }
 
+    /// flannel's own.
+    #[must_use]
     pub fn flannels() -> Self {
         let role: Value = serde_saphyr::from_str(FLANNEL).expect("YAML");
         Self(role["rules"].as_array().expect("rules").clone())
     }
 
     /// The same without a verb: what somebody forgot.
+    #[must_use]
     pub fn without(mut self, verb: &str, resource: &str) -> Self {
         for rule in &mut self.0 {
             if rule["resources"].as_array().is_some_and(|all| all.iter().any(|it| it == resource)) {
@@ -39,6 +43,8 @@ impl Role {
         self
     }
 
+    /// Whether it allows this; `name` may be empty.
+    #[must_use]
     pub fn allows(&self, verb: &str, group: &str, resource: &str, name: &str) -> bool {
         let has = |rule: &Value, key: &str, wanted: &str| {
             rule[key].as_array().is_some_and(|all| all.iter().any(|it| it == wanted))
@@ -52,6 +58,7 @@ impl Role {
     }
 
     /// All that it allows, as `verb resource`.
+    #[must_use]
     pub fn all(&self) -> Vec<String> {
         let texts = |value: &Value| {
             value.as_array().into_iter().flatten().filter_map(|it| Some(it.as_str()?.to_owned())).collect()
