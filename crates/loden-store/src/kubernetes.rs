@@ -18,6 +18,7 @@ mod follow;
 mod node;
 mod object;
 mod picture;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -577,7 +578,7 @@ fn check(key: &Key, expect: Expect, found: Option<&Entry>, revision: u64) -> Res
 }
 
 fn entry(record: Record, meta: &Meta) -> Entry {
-    Entry { record, created: meta.created(), revision: meta.revision() }
+    Entry { record, created: meta.created, revision: meta.revision() }
 }
 
 fn pod_cidr_block(dialect: &Dialect, cidr: Prefix, node: &Node) -> Option<Record> {

@@ -10,6 +10,7 @@ mod cluster;
 mod double;
 mod roles;
 mod schema;
+mod wire;
 
 pub use cluster::{Cluster, Event, Part, Refusal};
 pub use double::{Double, Faults, Log};

@@ -12,7 +12,7 @@ use loden_core::config::store::KubernetesAddress;
 use serde_json::Value;
 
 use super::fault::Fault;
-use super::object::{Kind, List, Meta, ONE_PARTIAL, Object};
+use super::object::{Answer, Form, Kind, List, Meta, ONE_PARTIAL, Object};
 
 /// How long an answer may take, and a whole page of a list.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -177,7 +177,8 @@ impl Client {
 
     async fn patch_as(&self, content: &'static str, kind: Kind, name: &str, patch: &Value) -> Result<Object, Fault> {
         let request = Request::new(Method::PATCH, "patch", kind, Some(name), &[]).with(content, patch);
-        let request = if kind == Kind::Node { request.of_status() } else { request };
+        // Of a Node that was written its metadata tell enough.
+        let request = if kind == Kind::Node { request.of_status().accepting(ONE_PARTIAL) } else { request };
         self.ask(&request, CALL_TIMEOUT).await
     }
 
@@ -228,11 +229,11 @@ impl Client {
         Ok(spec.get("nodeName").and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
-    /// The stream of changes behind a revision: its body, one JSON object a line.
+    /// The stream of changes behind a revision, and how it is written.
     ///
     /// # Errors
     /// [`Fault`]; see [`Fault::is_gone`].
-    pub async fn watch(&self, kind: Kind, after: &str, lasting: Duration) -> Result<Body, Fault> {
+    pub async fn watch(&self, kind: Kind, after: &str, lasting: Duration) -> Result<(Body, Form), Fault> {
         let query = [
             ("watch", "1".to_owned()),
             ("allowWatchBookmarks", "true".to_owned()),
@@ -240,10 +241,13 @@ impl Client {
             ("timeoutSeconds", lasting.as_secs().to_string()),
         ];
         let request = Request::new(Method::GET, "watch", kind, None, &query).accepting(kind.object_type());
-        Ok(within(CALL_TIMEOUT, self.send_once(&request)).await?.into_body())
+        let response = within(CALL_TIMEOUT, self.send_once(&request)).await?;
+        let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let form = if kind.starts_with("application/vnd.kubernetes.protobuf") { Form::Frames } else { Form::Lines };
+        Ok((response.into_body(), form))
     }
 
-    async fn ask<T: serde::de::DeserializeOwned>(&self, request: &Request, timeout: Duration) -> Result<T, Fault> {
+    async fn ask<T: Answer>(&self, request: &Request, timeout: Duration) -> Result<T, Fault> {
         within(timeout, async { read(self.send(request).await?).await }).await
     }
 
@@ -360,9 +364,9 @@ async fn within<T>(timeout: Duration, work: impl Future<Output = Result<T, Fault
     tokio::time::timeout(timeout, work).await.map_err(|_| late())?
 }
 
-async fn read<T: serde::de::DeserializeOwned>(response: Response<Body>) -> Result<T, Fault> {
+async fn read<T: Answer>(response: Response<Body>) -> Result<T, Fault> {
     let body = response.into_body().collect().await.map_err(|error| Fault::Transport(chain(&error)))?.to_bytes();
-    serde_json::from_slice(&body).map_err(|error| Fault::Body(error.to_string()))
+    T::read(&body).map_err(Fault::Body)
 }
 
 async fn read_kubeconfig(file: &Path) -> Result<kube::Config, Fault> {

@@ -6,6 +6,7 @@ use http::{StatusCode, header, response};
 use serde::Deserialize;
 
 use super::client::Request;
+use super::wire;
 use crate::StoreError;
 
 /// Why a request has no answer, or not the one that was hoped for.
@@ -40,23 +41,31 @@ pub enum Fault {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Status {
-    code: u16,
-    reason: String,
-    message: String,
-    details: Details,
+    /// The HTTP status.
+    pub code: u16,
+    /// Kubernetes' word for it.
+    pub reason: String,
+    /// The server's own words.
+    pub message: String,
+    /// What it is about.
+    pub details: Details,
 }
 
+/// What a [`Status`] is about.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Details {
-    name: String,
-    retry_after_seconds: Option<u64>,
+pub struct Details {
+    /// The object's name.
+    pub name: String,
+    /// When to come again.
+    pub retry_after_seconds: Option<u64>,
 }
 
 impl Fault {
     /// What an answer says that is no success. Proxies and a server that is overloaded answer in plain text.
     pub fn from_answer(parts: &response::Parts, body: &[u8], request: &Request) -> Self {
-        let status: Status = serde_json::from_slice(body).unwrap_or_else(|_| Status {
+        let read = if wire::is_enveloped(body) { wire::status(body).ok() } else { serde_json::from_slice(body).ok() };
+        let status = read.unwrap_or_else(|| Status {
             message: String::from_utf8_lossy(body).trim().to_owned(),
             ..Status::default()
         });

@@ -178,33 +178,29 @@ impl Reader {
 
     /// One watch, to its end.
     async fn stream(&mut self) -> Result<(), Fault> {
-        let mut body = self.client.watch(self.kind, &self.at, jittered(LASTING)).await?;
+        let (mut body, form) = self.client.watch(self.kind, &self.at, jittered(LASTING)).await?;
         let mut buffer: Vec<u8> = Vec::new();
         loop {
             let silent = |_| Fault::Transport(format!("nothing was heard for {} s", SILENCE.as_secs()));
             let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(silent)? else {
-                // What is left of a line that was cut comes again.
+                // What is left of a message that was cut comes again.
                 return Ok(());
             };
             let frame = frame.map_err(|error| Fault::Transport(chain(&error)))?;
             let Ok(data) = frame.into_data() else { continue };
-            let mut begin = 0;
-            let from = buffer.len();
             buffer.extend_from_slice(&data);
-            let ends: Vec<usize> = (from..buffer.len()).filter(|at| buffer[*at] == b'\n').collect();
-            for end in ends {
-                self.line(&buffer[begin..end]).await?;
-                begin = end + 1;
+            let mut begin = 0;
+            while let Some((line, length)) = form.first(&buffer[begin..]).map_err(Fault::Body)? {
+                begin += length;
+                if let Some(line) = line {
+                    self.hear(line).await?;
+                }
             }
             buffer.drain(..begin);
         }
     }
 
-    async fn line(&mut self, line: &[u8]) -> Result<(), Fault> {
-        if line.is_empty() {
-            return Ok(());
-        }
-        let line: Line = serde_json::from_slice(line).map_err(|error| Fault::Body(error.to_string()))?;
+    async fn hear(&mut self, line: Line) -> Result<(), Fault> {
         let (object, is_gone) = match line {
             Line::Error(status) => return Err(Fault::from_status(status, self.kind.resource())),
             Line::Bookmark(object) => {

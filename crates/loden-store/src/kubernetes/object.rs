@@ -6,10 +6,13 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::fault::Status;
+use super::wire;
 
-/// The API's words for "an object's metadata alone" and "a list of those".
-pub const ONE_PARTIAL: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
-const LIST_PARTIAL: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+/// The API's words for "an object's metadata alone" and "a list of those", rather in protobuf than in JSON.
+pub const ONE_PARTIAL: &str = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,\
+                               application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+const LIST_PARTIAL: &str = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,\
+                            application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 const JSON: &str = "application/json";
 
 /// The group and version of loden's own objects.
@@ -80,7 +83,7 @@ pub struct Object {
 }
 
 /// An object's metadata.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Meta {
     /// Its name.
@@ -89,8 +92,9 @@ pub struct Meta {
     pub uid: String,
     /// Its revision. The API's concepts say since 1.35 that it is a number that grows; it has always been etcd's.
     pub resource_version: String,
-    /// When it was made (RFC 3339, in whole seconds); a bookmark's is null.
-    pub creation_timestamp: Option<String>,
+    /// When it was made, in seconds since 1970; a bookmark's is null, which is 0 here.
+    #[serde(rename = "creationTimestamp", deserialize_with = "read_time")]
+    pub created: u64,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
 }
@@ -99,11 +103,6 @@ impl Meta {
     /// Its revision as a number.
     pub fn revision(&self) -> u64 {
         self.resource_version.parse().unwrap_or(0)
-    }
-
-    /// When it was made, as a number that grows with time: seconds since 1970.
-    pub fn created(&self) -> u64 {
-        self.creation_timestamp.as_deref().and_then(seconds).unwrap_or(0)
     }
 }
 
@@ -128,6 +127,66 @@ pub struct ListMeta {
     pub token: String,
 }
 
+/// What an answer's body is read as: protobuf where that was asked for and is spoken, else JSON.
+pub trait Answer: Sized {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn read(body: &[u8]) -> Result<Self, String>;
+}
+
+impl Answer for List {
+    fn read(body: &[u8]) -> Result<Self, String> {
+        if wire::is_enveloped(body) { wire::list(body) } else { from_json(body) }
+    }
+}
+
+impl Answer for Object {
+    fn read(body: &[u8]) -> Result<Self, String> {
+        if wire::is_enveloped(body) { wire::object(body) } else { from_json(body) }
+    }
+}
+
+impl Answer for Value {
+    fn read(body: &[u8]) -> Result<Self, String> {
+        from_json(body)
+    }
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
+/// How a watch is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// One JSON object a line.
+    Lines,
+    /// Protobuf in frames.
+    Frames,
+}
+
+impl Form {
+    /// The first message of a stream, if all of it is there, and where the next one begins. An empty line says nothing.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn first(self, stream: &[u8]) -> Result<Option<(Option<Line>, usize)>, String> {
+        match self {
+            Self::Frames => match wire::frame(stream) {
+                Some((frame, next)) => Ok(Some((Some(wire::line(frame)?), next))),
+                None => Ok(None),
+            },
+            Self::Lines => match stream.iter().position(|byte| *byte == b'\n') {
+                Some(0) => Ok(Some((None, 1))),
+                Some(end) => Ok(Some((Some(from_json(&stream[..end])?), end + 1))),
+                None => Ok(None),
+            },
+        }
+    }
+}
+
 /// One line of a watch.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", content = "object", rename_all = "UPPERCASE")]
@@ -142,6 +201,11 @@ pub enum Line {
     Bookmark(Object),
     /// The watch cannot go on.
     Error(Status),
+}
+
+fn read_time<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.as_deref().and_then(seconds).unwrap_or(0))
 }
 
 /// Seconds since 1970 of a time such as `2026-11-25T14:52:44Z`, as Kubernetes writes it.

@@ -148,7 +148,7 @@ impl Picture {
             self.set(key, None, 0, revision, changes);
         }
         if let Some(record) = record {
-            self.set(record.key(), Some(record), meta.created(), revision, changes);
+            self.set(record.key(), Some(record), meta.created, revision, changes);
         }
         self.set_flaw(custom_place(kind, &meta.name), cause, revision, changes);
     }
@@ -168,13 +168,13 @@ impl Picture {
         let former = self.nodes.remove(&meta.name);
         if let Ok(name) = meta.name.parse::<NodeName>() {
             let record = reading.as_ref().map(|reading| Record::Node(reading.node.clone()));
-            self.set(Key::Node(name), record, meta.created(), revision, changes);
+            self.set(Key::Node(name), record, meta.created, revision, changes);
         }
         self.set_flaw(format!("node/{}", meta.name), cause, revision, changes);
         let unfit = reading.as_ref().and_then(|reading| reading.flaw.clone());
         self.set_flaw(format!("node/{} annotations", meta.name), unfit, revision, changes);
 
-        let created = former.as_ref().map_or_else(|| meta.created(), |former| former.created);
+        let created = former.as_ref().map_or_else(|| meta.created, |former| former.created);
         let claim = Claim { created, name: meta.name.clone() };
         let former_cidrs = former.map(|former| former.cidrs).unwrap_or_default();
         for cidr in &former_cidrs {
@@ -186,7 +186,7 @@ impl Picture {
             }
         }
         let mut cidrs = Vec::new();
-        let created = meta.created();
+        let created = meta.created;
         if let Some(Reading { node, cidrs: said, .. }) = reading {
             // What the spec says is so; the annotation is a copy of it.
             let said = spec_cidrs.map(<[Prefix]>::to_vec).or(said).unwrap_or_default();

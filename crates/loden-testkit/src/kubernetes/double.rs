@@ -29,6 +29,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::cluster::{Cluster, Event, Part, Refusal};
 use super::roles::Role;
+use super::wire;
 
 /// What is to go wrong.
 #[derive(Default)]
@@ -41,6 +42,8 @@ pub struct Faults {
     pub repeat: bool,
     /// How late events come.
     pub delay: Duration,
+    /// Whether no protobuf is spoken.
+    pub only_json: bool,
 }
 
 /// What was asked for and how much was answered.
@@ -234,18 +237,48 @@ struct Asked {
     is_status: bool,
     query: BTreeMap<String, String>,
     is_partial: bool,
+    is_protobuf: bool,
     content: String,
+}
+
+impl Asked {
+    /// An answer as it was asked for.
+    fn written(&self, value: &Value) -> Vec<u8> {
+        let items = value["items"].as_array().filter(|_| self.is_partial);
+        match items {
+            Some(items) if self.is_protobuf => {
+                let word = |key: &str| value["metadata"][key].as_str().unwrap_or_default();
+                wire::list(word("resourceVersion"), word("continue"), items)
+            }
+            Some(items) => {
+                let items: Vec<Value> = items.iter().map(partial).collect();
+                json!({"kind": "List", "metadata": value["metadata"], "items": items}).to_string().into_bytes()
+            }
+            None if self.is_protobuf => wire::object(value),
+            None if self.is_partial => partial(value).to_string().into_bytes(),
+            None => value.to_string().into_bytes(),
+        }
+    }
+
+    fn form(&self) -> &'static str {
+        match (self.is_protobuf, self.verb) {
+            (true, "watch") => "application/vnd.kubernetes.protobuf;stream=watch",
+            (true, _) => "application/vnd.kubernetes.protobuf",
+            (false, _) => "application/json",
+        }
+    }
 }
 
 async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, 1 << 20).await.expect("a body");
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let Some(asked) =
+    let Some(mut asked) =
         understand(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or_default(), &parts.headers)
     else {
         return refuse((404, "", String::new()), "", None);
     };
+    asked.is_protobuf &= !inner.faults.lock().expect("no panic").only_json;
     let what = format!("{} {}{}", asked.verb, asked.resource, if asked.is_status { "/status" } else { "" });
     match header("authorization").strip_prefix("Bearer ") {
         Some(ADMIN) => {}
@@ -282,9 +315,9 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     inner.changed.send_modify(|n| *n += 1);
     match done {
         Ok(value) => {
-            let text = value.to_string();
-            *inner.log.lock().expect("no panic").bytes.entry(what).or_default() += text.len();
-            respond(if asked.verb == "create" { 201 } else { 200 }, Body::from(text), None)
+            let body = asked.written(&value);
+            *inner.log.lock().expect("no panic").bytes.entry(what).or_default() += body.len();
+            respond(if asked.verb == "create" { 201 } else { 200 }, asked.form(), Body::from(body), None)
         }
         Err(refusal) => refuse(refusal, &asked.name, None),
     }
@@ -314,8 +347,11 @@ fn understand(method: &Method, path: &str, query: &str, headers: &HeaderMap) -> 
         _ => return None,
     };
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-    let is_partial = text("accept").contains("as=PartialObjectMetadata");
-    Some(Asked { verb, group, resource, name, is_status, query, is_partial, content: text("content-type") })
+    let accept = text("accept");
+    let is_partial = accept.contains("as=PartialObjectMetadata");
+    let is_protobuf = is_partial && accept.starts_with("application/vnd.kubernetes.protobuf");
+    let content = text("content-type");
+    Some(Asked { verb, group, resource, name, is_status, query, is_partial, is_protobuf, content })
 }
 
 fn serve(inner: &Inner, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> {
@@ -324,18 +360,16 @@ fn serve(inner: &Inner, asked: &Asked, body: &[u8]) -> Result<Value, Refusal> {
         serde_json::from_slice(body).map_err(|error| (400, "BadRequest", error.to_string()))
     };
     let (resource, name) = (asked.resource.as_str(), asked.name.as_str());
-    let shown = |object: Value| if asked.is_partial { partial(&object) } else { object };
     match asked.verb {
         "list" => {
             let limit = asked.query.get("limit").and_then(|limit| limit.parse().ok());
             let token = asked.query.get("continue").map_or("", String::as_str);
             let (items, revision, next) = cluster.list(resource, limit, token)?;
-            let items: Vec<Value> = items.into_iter().map(shown).collect();
             Ok(
                 json!({"kind": "List", "metadata": {"resourceVersion": revision.to_string(), "continue": next}, "items": items}),
             )
         }
-        "get" => cluster.get(resource, name).map(shown),
+        "get" => cluster.get(resource, name),
         "create" => cluster.create(resource, given()?),
         "patch" => {
             let part = match asked.content.as_str() {
@@ -376,8 +410,10 @@ fn follow(inner: Arc<Inner>, asked: Asked) -> Response {
     let (at, changed) = (number("resourceVersion"), inner.changed.subscribe());
     let is_gone = at < inner.cluster.lock().expect("no panic").oldest;
     let state = Following { inner, asked, at, until, changed, former: None, is_gone, is_over: false };
+    let form = state.asked.form();
     respond(
         200,
+        form,
         Body::from_stream(stream::unfold(state, |mut state| async { state.next().await.map(|said| (said, state)) })),
         None,
     )
@@ -447,12 +483,16 @@ impl Following {
     }
 
     fn event(&self, event: &Event) -> Bytes {
-        let shown = if self.asked.is_partial { partial(&event.object) } else { event.object.clone() };
-        self.line(event.word, &shown)
+        self.line(event.word, &event.object)
     }
 
     fn line(&self, word: &str, object: &Value) -> Bytes {
-        let line = format!("{}\n", json!({"type": word, "object": object}));
+        let shown = if self.asked.is_partial && word != "ERROR" { partial(object) } else { object.clone() };
+        let line = if self.asked.is_protobuf {
+            wire::event(word, object)
+        } else {
+            format!("{}\n", json!({"type": word, "object": shown})).into_bytes()
+        };
         let what = format!("watch {}", self.asked.resource);
         *self.inner.log.lock().expect("no panic").bytes.entry(what).or_default() += line.len();
         line.into()
@@ -462,15 +502,15 @@ impl Following {
 fn refuse((code, reason, message): Refusal, name: &str, after: Option<u32>) -> Response {
     let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason,
         "message": message, "details": {"name": name}});
-    respond(code, Body::from(status.to_string()), after)
+    respond(code, "application/json", Body::from(status.to_string()), after)
 }
 
 fn plain(code: u16, text: &'static str) -> Response {
-    respond(code, Body::from(text), None)
+    respond(code, "text/plain", Body::from(text), None)
 }
 
-fn respond(code: u16, body: Body, after: Option<u32>) -> Response {
-    let mut builder = Response::builder().status(code).header("content-type", "application/json");
+fn respond(code: u16, form: &str, body: Body, after: Option<u32>) -> Response {
+    let mut builder = Response::builder().status(code).header("content-type", form);
     builder = builder.header("date", "Wed, 25 Nov 2026 14:52:44 GMT");
     if let Some(after) = after {
         builder = builder.header("retry-after", after);

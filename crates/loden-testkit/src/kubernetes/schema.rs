@@ -11,8 +11,12 @@ pub struct Schemas(BTreeMap<String, Value>);
 /// A file of the repository.
 #[must_use]
 pub fn file(name: &str) -> String {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name);
-    std::fs::read_to_string(&path).expect(name)
+    std::fs::read_to_string(path(name)).expect(name)
+}
+
+/// Where it is.
+pub(super) fn path(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name)
 }
 
 impl Schemas {

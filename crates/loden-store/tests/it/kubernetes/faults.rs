@@ -116,7 +116,17 @@ async fn an_overloaded_server_is_asked_again_when_it_says_so() {
 
 #[tokio::test]
 async fn a_watch_goes_on_where_it_was_cut() {
+    goes_on_where_it_was_cut(false).await;
+}
+
+#[tokio::test]
+async fn a_watch_in_json_goes_on_where_it_was_cut() {
+    goes_on_where_it_was_cut(true).await;
+}
+
+async fn goes_on_where_it_was_cut(only_json: bool) {
     let bench = bench().await;
+    bench.double().faults().only_json = only_json;
     for n in 0..8 {
         bench.node(&format!("suite-{n}"), &[&format!("198.18.{n}.0/24")]).await;
     }
