@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::{Changed, Problem, View};
 use crate::desired::Source;
+use crate::dialect::flannel;
 use crate::model::{Node, NodeName};
 
 /// Which peers are reached at which address, and which show signs of life.
@@ -113,7 +114,7 @@ impl View {
     fn refusal(&self, name: &NodeName) -> Option<Problem> {
         let node = self.nodes.get(name)?;
         reached(node).find_map(|addr| {
-            let winner = self.winner(addr).filter(|winner| winner.node != name)?;
+            let winner = self.winner(node, addr).filter(|winner| winner.node != name)?;
             let text = format!(
                 "it is said to be at {addr}, where node {} is too, which {}: nothing is sent to it. Give it an address of its own, \
                  or remove the record of the one that is gone",
@@ -123,16 +124,22 @@ impl View {
         })
     }
 
-    /// This host at its own address; else one that shows signs of life before one that does not, and then the one that was recorded
-    /// first.
-    fn winner(&self, addr: IpAddr) -> Option<Winner<'_>> {
+    /// Who is sent to at an address of a node's: this host at its own; else one that shows signs of life before one that does not, and
+    /// then the one that was recorded first. A node of flannel's is known by its address alone: one of loden's there is the same host, which
+    /// is changing hands, and both are sent to until it has its blocks.
+    fn winner(&self, node: &Node, addr: IpAddr) -> Option<Winner<'_>> {
         if self.own_addresses().any(|own| own == addr) {
             return Some(Winner { node: &self.local.node, because: "is this host" });
         }
-        let there = self.addresses.at.get(&addr)?;
+        let flannels = flannel::node_uid();
+        if node.uid == flannels {
+            return None;
+        }
+        let is_rival = |(_, name): &&(u64, NodeName)| self.nodes.get(name).is_some_and(|other| other.uid != flannels);
+        let there = || self.addresses.at.get(&addr).into_iter().flatten().filter(is_rival);
         let is_alive = |(_, name): &&(u64, NodeName)| self.addresses.alive.contains(name);
-        let alive = there.iter().filter(is_alive).count();
-        let (_, node) = there.iter().find(is_alive).or(there.first())?;
+        let alive = there().filter(is_alive).count();
+        let (_, node) = there().find(is_alive).or(there().next())?;
         let because = if alive == 1 { "shows signs of life" } else { "was recorded before" };
         Some(Winner { node, because })
     }

@@ -171,6 +171,32 @@ fn of_nodes_at_one_address_one_that_shows_signs_of_life_wins_and_then_the_older(
     assert_eq!(reached(&view), (["b", "c", "d"].map(str::to_owned).to_vec(), Vec::new()));
 }
 
+/// A host of flannel's that changes hands: loden's node is there before it has the blocks.
+#[test]
+fn a_node_of_flannels_and_one_of_lodens_at_one_address_are_one_host() {
+    let mut flannels = node("b", [192, 0, 2, 9], 1);
+    let Record::Node(record) = &mut flannels.record else { panic!("a node") };
+    record.uid = "flannel".parse().expect("identity");
+    let mut theirs = block("10.0.1.0/24", "b", 1);
+    let Record::Block(record) = &mut theirs.record else { panic!("a block") };
+    record.owner_uid = "flannel".parse().expect("identity");
+    let records = [flannels, theirs, node("c", [192, 0, 2, 9], 2), lease("c")];
+    for order in orders(&records) {
+        let mut view = view();
+        order.iter().for_each(|entry| drop(view.put(entry)));
+        assert_eq!(reached(&view), (vec!["b".to_owned()], Vec::new()), "{order:#?}");
+        // What leads to the block stays as it is when it changes hands.
+        let keys = |view: &View| {
+            let desired = picture::desired(view);
+            desired.map().all_desired().map(|(key, _)| *key).collect::<std::collections::BTreeSet<_>>()
+        };
+        let before = keys(&view);
+        view.put(&block("10.0.1.0/24", "c", 3));
+        assert_eq!(reached(&view), (vec!["c".to_owned()], Vec::new()));
+        assert_eq!(keys(&view), before);
+    }
+}
+
 #[test]
 fn our_own_address_is_ours() {
     let mut view = view();
