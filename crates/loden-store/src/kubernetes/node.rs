@@ -69,8 +69,9 @@ impl Dialect {
 
     /// The annotations that say this; `None` stands for one that is to go.
     pub fn write(&self, node: &Node, cidrs: Option<&[Prefix]>) -> BTreeMap<String, Option<String>> {
-        let backend = self.net_conf.as_ref().and_then(|pools| Some(&pools.first()?.backend));
-        let flannels = backend.map(|backend| annotations::write(&self.prefix, &Attributes::of(node, backend)));
+        let pools = self.net_conf.as_ref().filter(|pools| !pools.is_empty());
+        let said = pools.map(|pools| Attributes::of(node, &pools[0].backend).in_network(pools));
+        let flannels = said.map(|said| annotations::write(&self.prefix, &said));
         let mut record = serde_json::to_value(node).unwrap_or_default();
         if let Value::Object(map) = &mut record {
             for theirs in ["name", "public", "asked"] {

@@ -102,6 +102,15 @@ impl Attributes {
         Self { public, backend: announced }
     }
 
+    /// The same without addresses of a family that no pool is of: flanneld does not look for any.
+    #[must_use]
+    pub fn in_network(mut self, pools: &[Pool]) -> Self {
+        let has = |family: Family| pools.iter().any(|pool| pool.cidr.family() == family);
+        self.public.v4 = self.public.v4.filter(|_| has(Family::V4));
+        self.public.v6 = self.public.v6.filter(|_| has(Family::V6));
+        self
+    }
+
     /// What the node takes in, as far as a pool of this backend can use it. The port of a VTEP is not in a lease: all nodes have the
     /// pool's.
     ///

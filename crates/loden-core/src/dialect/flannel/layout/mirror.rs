@@ -11,7 +11,7 @@ use crate::model::{Block, Family, Node, Pool, Prefix};
 #[must_use]
 pub fn mirror(node: &Node, blocks: &[Block], pools: &[Pool]) -> BTreeMap<String, String> {
     let Some(pool) = pools.iter().find(|pool| pool.cidr.family() == Family::V4) else { return BTreeMap::new() };
-    let value = Attributes::of(node, &pool.backend).render();
+    let value = Attributes::of(node, &pool.backend).in_network(pools).render();
     let of_family = |family: Family| {
         let is_in = |block: &&Block| pools.iter().any(|pool| pool.name == block.pool) && block.owner == node.name;
         let mut cidrs: Vec<Prefix> = blocks.iter().filter(is_in).map(|block| block.cidr).collect();
