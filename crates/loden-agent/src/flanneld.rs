@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use loden_core::dialect::flannel::Flanneld;
 use loden_linux::LinuxError;
-use loden_linux::run_dir::{RunDir, make_dir, write_atomically};
+use loden_linux::run_dir::{make_dir, write_atomically};
 use serde_json::{Map, Value};
 
 use crate::AgentError;
@@ -22,12 +22,14 @@ pub enum Asked {
 }
 
 /// How it is to run.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Setup {
     /// Keys of the configuration; they go before those of the file.
     pub keys: Map<String, Value>,
     /// The pod that this runs in, by namespace and name, where that is all that says which node this is.
     pub pod: Option<(String, String)>,
+    /// The run directory where the usual one cannot be made: a container may have no other place to write to.
+    pub spare_run_dir: Option<String>,
     /// What is asked for and has no effect, in a sentence each.
     pub without_effect: Vec<String>,
 }
@@ -65,7 +67,8 @@ pub fn read(args: &[String], env: impl Fn(&str) -> Option<String>) -> Result<Ask
         None => remove(&password_file)?,
     }
     let pod = told.pod.clone().filter(|_| told.kube_subnet_mgr && told.node_name.is_none());
-    Ok(Asked::Run(Box::new(Setup { keys, pod, without_effect: without_effect(&told) })))
+    let spare_run_dir = Some(state_dir.join("run").display().to_string());
+    Ok(Asked::Run(Box::new(Setup { keys, pod, spare_run_dir, without_effect: without_effect(&told) })))
 }
 
 /// The keys that are about this host alone.
@@ -74,10 +77,6 @@ fn of_this_host(told: &Flanneld, state_dir: &Path) -> Result<Map<String, Value>,
     let mut keys = Map::new();
     let mut set = |key: &str, value: Value| drop(keys.insert(key.to_owned(), value));
     set("state_dir", state_dir.display().to_string().into());
-    // A container may have no other place to write to.
-    if RunDir::new("/run/loden").make().is_err() {
-        set("run_dir", state_dir.join("run").display().to_string().into());
-    }
     set("subnet_file", told.subnet_file.clone().into());
     set("masquerade", told.ip_masq.into());
     set("forward_rules", told.forward_rules.into());

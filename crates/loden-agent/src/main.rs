@@ -108,7 +108,7 @@ fn say(text: &str) {
 
 fn as_lodend() -> Result<(), AgentError> {
     let args = Args::parse();
-    run(&args.config, Setup { keys: args.overrides(), pod: None, without_effect: Vec::new() })
+    run(&args.config, Setup { keys: args.overrides(), ..Setup::default() })
 }
 
 fn as_flanneld() -> Result<(), AgentError> {
@@ -124,8 +124,12 @@ fn as_flanneld() -> Result<(), AgentError> {
 }
 
 fn run(config_file: &Path, setup: Setup) -> Result<(), AgentError> {
-    let config = read_config(config_file, setup.keys)?;
+    let mut config = read_config(config_file, setup.keys)?;
     start_log(&config);
+    if let Some(spare) = setup.spare_run_dir.filter(|_| RunDir::new(&config.run_dir).make().is_err()) {
+        tracing::warn!("{} cannot be made; {spare} is taken in its place", config.run_dir);
+        config.run_dir = spare;
+    }
     setup.without_effect.iter().for_each(|text| tracing::warn!("{text}"));
     let start = |what| move |error: std::io::Error| AgentError::Start { what, cause: error.to_string() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(start("the runtime"))?;
