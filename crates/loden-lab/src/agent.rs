@@ -52,13 +52,27 @@ impl Agent {
     /// # Errors
     /// [`LabError`].
     pub fn start(&self, lodend: &Path, stays: bool) -> Result<(), LabError> {
+        let mut command = Command::new(lodend);
+        command.arg("--config").arg(self.config());
+        self.start_by(command, stays)
+    }
+
+    /// The configuration that the lab wrote.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("lodend.toml")
+    }
+
+    /// Starts it by a command of the caller's.
+    ///
+    /// # Errors
+    /// [`LabError`].
+    pub fn start_by(&self, mut command: Command, stays: bool) -> Result<(), LabError> {
         let what = || format!("lodend on {}", self.host);
         let log = File::options().create(true).append(true).open(self.log());
         let log = log.map_err(|error| LabError::system(what(), error))?;
         let errors = log.try_clone().map_err(|error| LabError::system(what(), error))?;
         let ns = NetNs::open(&self.netns).map_err(LabError::linux(what()))?;
-        let mut command = Command::new(lodend);
-        command.arg("--config").arg(self.dir.join("lodend.toml"));
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         spawn::in_netns(&mut command, &ns, !stays).map_err(LabError::linux(what()))?;
         let mut child = command.spawn().map_err(|error| LabError::system(what(), error))?;

@@ -157,12 +157,14 @@ impl Lab {
         tell(&format!("agents: one lodend a host over {}", topology.store.as_deref().unwrap_or("one SQLite store")));
         for host in &topology.hosts {
             self.write_config(host)?;
-            self.agent(&host.name)?.start(&self.state.binaries.lodend, stays)?;
+            if host.starts {
+                self.agent(&host.name)?.start(&self.state.binaries.lodend, stays)?;
+            }
         }
-        for host in &topology.hosts {
+        for host in topology.hosts.iter().filter(|host| host.starts) {
             self.agent(&host.name)?.wait_ready()?;
         }
-        if !topology.pools.is_empty() {
+        if !topology.pools.is_empty() && topology.hosts.iter().all(|host| host.starts) {
             self.wait_for_each_other()?;
         }
         tell("pods: attached by loden-cni");
@@ -301,6 +303,11 @@ impl Lab {
     #[must_use]
     pub fn pods(&self) -> &[Pod] {
         &self.state.pods
+    }
+
+    /// From now on these are its pods, whoever attached them: what probes go between.
+    pub fn set_pods(&mut self, pods: Vec<Pod>) {
+        self.state.pods = pods;
     }
 
     /// The outside's addresses.

@@ -54,6 +54,8 @@ pub struct Host {
     pub pods: u32,
     /// Keys for its agent's configuration.
     pub agent: Map<String, Value>,
+    /// Whether its agent is started with the lab.
+    pub starts: bool,
 }
 
 impl Topology {
@@ -150,7 +152,15 @@ fn host(mut fields: Fields, segments: &[Segment], place: usize) -> Result<Host, 
         addresses.set(family, net.ok_or_else(|| fields.invalid("segment", &prefix, "it is too small for its hosts"))?);
     }
     let agent = keys(&mut fields, "agent")?;
-    let pods = fields.number("pods", 0, 200)?.unwrap_or(2);
+    let starts = fields.flag("starts")?.unwrap_or(true);
+    let pods = fields.number("pods", 0, 200)?.unwrap_or(if starts { 2 } else { 0 });
+    if !starts && pods > 0 {
+        return Err(fields.invalid(
+            "pods",
+            &pods,
+            "a host whose agent does not start with the lab has no pods at first",
+        ));
+    }
     fields.finish()?;
-    Ok(Host { name: name.to_string(), segment, addresses, pods, agent })
+    Ok(Host { name: name.to_string(), segment, addresses, pods, agent, starts })
 }

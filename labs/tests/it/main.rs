@@ -20,4 +20,5 @@ mod shapes;
 mod soak;
 mod support;
 mod switch;
+mod takeover;
 mod walk;

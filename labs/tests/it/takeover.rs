@@ -1,0 +1,206 @@
+//! A cluster of flannel's, laid to the letter, changes hands host by host while packets flow: nothing is lost, no device is made anew.
+
+mod flannel;
+
+use std::path::Path;
+
+use loden_core::model::Family;
+use loden_lab::Topology;
+use loden_lab::lab::Lab;
+use loden_lab::pod::Pod;
+use loden_lab::probe::reach;
+use loden_lab::probe::stream::Stream;
+use rustix::process::Signal;
+
+use crate::support::{Guard, SEGMENT, all_reach, binaries, number, say, stop, wait_for};
+use flannel::{Etcd, Kind, Laid};
+
+const HOSTS: u8 = 3;
+
+struct Scene {
+    etcd: Etcd,
+    laid: Vec<Laid>,
+    lab: Guard,
+}
+
+/// Hosts with flannel's objects and a pod each, and etcd with what their flannelds wrote. No agent runs.
+fn up(name: &str, kind: Kind) -> Scene {
+    let dir = Path::new("/run/loden-lab-test").join(format!("{name}-{}", std::process::id()));
+    let hosts: String = (1..=HOSTS).map(|n| format!("[[host]]\nname = \"host{n}\"\nstarts = false\n")).collect();
+    let text = format!("name = {name:?}\nstore = \"{}\"\n{SEGMENT}{hosts}[[server]]\nname = \"etcd\"\n", Etcd::URL);
+    let topology = Topology::parse(&text).expect("a topology");
+    let mut made = None;
+    let prepare = |lab: &Lab| {
+        let etcd = Etcd::start(lab);
+        etcd.put("/coreos.com/network/config", &kind.net_conf(), false);
+        let laid: Vec<Laid> = (1..=HOSTS).map(|n| Laid::new(kind, n)).collect();
+        for host in &laid {
+            etcd.put(&host.key(), &host.lease(), true);
+            host.lay(lab);
+            laid.iter().filter(|peer| peer.n != host.n).for_each(|peer| host.reach(lab, peer));
+        }
+        made = Some((etcd, laid));
+        Ok(())
+    };
+    let lab = Lab::up_with(&topology, &dir, binaries(), false, &mut |_| {}, prepare).expect("the lab comes up");
+    let (etcd, laid) = made.expect("it was laid");
+    let mut lab = Guard(lab);
+    let pods = laid.iter().map(|host| host.attach(&lab, &format!("host{}-old", host.n))).collect();
+    lab.0.set_pods(pods);
+    Scene { etcd, laid, lab }
+}
+
+impl Scene {
+    /// Streams both ways in all families between the pods of all hosts.
+    fn streams(&self) -> Vec<Stream> {
+        let pods = self.lab.pods();
+        let mut streams = Vec::new();
+        for (n, from) in pods.iter().enumerate() {
+            for to in pods.iter().enumerate().filter(|(m, _)| *m != n).map(|(_, pod)| pod) {
+                let (near, far) =
+                    (self.lab.netns(&from.name).expect("netns"), self.lab.netns(&to.name).expect("netns"));
+                streams.extend(
+                    to.addresses.iter().map(|(_, addr)| Stream::start(&near, &far, addr, 300).expect("a stream")),
+                );
+            }
+        }
+        streams
+    }
+
+    /// What must stay of a host: its devices by number and Ethernet address.
+    fn devices(&self, host: &str) -> Vec<(String, Option<u32>, String)> {
+        ["cni0", "flannel.1", "flannel-v6.1"]
+            .into_iter()
+            .map(|dev| (dev.to_owned(), number(&self.lab, host, dev), flannel::mac(&self.lab, host, dev)))
+            .collect()
+    }
+
+    /// Starts the agent under flanneld's name, and waits until nothing is left to do.
+    fn take_over(&self, host: &Laid) {
+        let name = host.name();
+        let before = self.devices(&name);
+        let agent = self.lab.agent(&name).expect("an agent");
+        agent.start_by(host.flanneld(&self.lab), false).expect("it starts");
+        agent.wait_ready().expect("it gets ready");
+        wait_for("its peers", || {
+            let status = agent.status().expect("a status");
+            status.kernel.pending == 0
+                && status.peers.iter().filter(|peer| peer.objects > 0 && peer.missing == 0).count() == 2
+        });
+        let status = agent.status().expect("a status");
+        let blocks: Vec<String> = status.blocks.iter().map(|block| block.cidr.to_string()).collect();
+        assert_eq!(blocks, host.blocks(), "{name}");
+        assert_eq!(self.devices(&name), before, "{name}");
+        assert!(status.kernel.failing.is_empty(), "{:?}", status.kernel.failing);
+        assert_eq!(agent.plan().expect("a plan").text, "");
+        let left = host.left(&self.lab);
+        assert!(left.is_empty(), "{name}: {left:#?}");
+        let env = std::fs::read_to_string(host.subnet_file(&self.lab)).expect("subnet.env");
+        assert_eq!(env, host.subnet_env());
+        // What flanneld of other nodes sees has not changed.
+        assert_eq!(self.etcd.get(&host.key()), host.lease());
+    }
+}
+
+fn changes_hands(name: &str, kind: Kind) {
+    let mut scene = up(name, kind);
+    let running = scene.streams();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    for host in &scene.laid {
+        scene.take_over(host);
+    }
+    let (sent, lost) = stop(running);
+    say(&format!("{name}: {lost} of {sent} packets lost while {HOSTS} hosts changed hands"));
+    all_reach(&scene.lab);
+
+    // New pods beside the old, by loden's own plugin.
+    let mut pods: Vec<Pod> = scene.lab.pods().to_vec();
+    for host in &scene.laid {
+        let pod = scene.lab.attach_with(&host.name(), &format!("{}-new", host.name()), &host.plugin_keys(&scene.lab));
+        let pod = pod.expect("attached");
+        assert!(pods.iter().all(|old| old.addresses != pod.addresses), "{pod:?} {pods:?}");
+        pods.push(pod);
+    }
+    scene.lab.0.set_pods(pods);
+    all_reach(&scene.lab);
+
+    // The old ones go by loden's plugin, and their addresses are free again.
+    let (old, new): (Vec<Pod>, Vec<Pod>) = scene.lab.pods().iter().cloned().partition(|pod| pod.name.ends_with("-old"));
+    for (pod, host) in old.iter().zip(&scene.laid) {
+        let output = scene.lab.cni("DEL", &pod.host, &pod.name, &host.plugin_keys(&scene.lab)).expect("executed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert_eq!(host.given(&scene.lab), Vec::<String>::new());
+    }
+    scene.lab.0.set_pods(new);
+    all_reach(&scene.lab);
+    // An agent that starts again finds all as it should be.
+    let agent = scene.lab.agent("host1").expect("an agent");
+    agent.end(Signal::TERM).expect("it ends");
+    agent.start_by(scene.laid[0].flanneld(&scene.lab), false).expect("it starts");
+    agent.wait_ready().expect("it gets ready");
+    assert_eq!(agent.status().expect("a status").kernel.writes.values().sum::<u64>(), 0);
+    assert_eq!(lost, 0);
+}
+
+#[test]
+fn vxlan() {
+    changes_hands("takeover-vxlan", Kind::Vxlan);
+}
+
+#[test]
+fn vxlan_of_both_families() {
+    changes_hands("takeover-dual", Kind::VxlanDualStack);
+}
+
+#[test]
+fn host_gw() {
+    changes_hands("takeover-host-gw", Kind::HostGw);
+}
+
+/// One host stays flannel's: it reaches loden's pods by what loden's agents write for it.
+#[test]
+fn a_mixed_cluster() {
+    let scene = up("takeover-mixed", Kind::Vxlan);
+    let stays = &scene.laid[2];
+    for host in &scene.laid[..2] {
+        scene.take_over(host);
+    }
+    // host2 is set up anew: its devices are gone, and what it publishes then is what flanneld of host3 acts by.
+    let gone = scene.lab.agent("host2").expect("an agent");
+    gone.end(Signal::TERM).expect("it ends");
+    flannel::run(&scene.lab, "host2", "ip link delete flannel.1");
+    gone.start_by(scene.laid[1].flanneld(&scene.lab), false).expect("it starts");
+    gone.wait_ready().expect("it gets ready");
+    let lease = scene.etcd.get(&scene.laid[1].key());
+    let told = scene.laid[1].told_by(&serde_json::from_str(&lease).expect("JSON"));
+    assert_ne!(told.mac, scene.laid[1].mac);
+    assert_eq!(told.lease(), lease, "byte for byte as flanneld writes it");
+    stays.reach(&scene.lab, &told);
+    let pods_alone = |probes: Vec<reach::Probe>| -> Vec<reach::Probe> {
+        let is_pod = |name: &str| name.ends_with("-old");
+        probes.into_iter().filter(|probe| is_pod(&probe.from) && is_pod(&probe.to)).collect()
+    };
+    let probes = pods_alone(reach::all(&scene.lab).expect("probes"));
+    let faults: Vec<_> = probes.iter().filter(|probe| probe.fault.is_some()).collect();
+    assert!(probes.len() == 18 && faults.is_empty(), "{}\n{faults:#?}", reach::table(&probes));
+
+    // flanneld of host3 comes up anew with another VTEP, as it does without a stored address: loden's hosts follow.
+    let renewed = Laid { mac: "0e:00:00:00:00:99".to_owned(), ..stays.clone() };
+    flannel::run(&scene.lab, "host3", "ip link delete flannel.1");
+    renewed.lay_vtep(&scene.lab, Family::V4);
+    renewed.reach(&scene.lab, &scene.laid[0]);
+    renewed.reach(&scene.lab, &told);
+    scene.etcd.put(&renewed.key(), &renewed.lease(), true);
+    wait_for("the new VTEP", || {
+        let probes = pods_alone(reach::all(&scene.lab).expect("probes"));
+        probes.iter().all(|probe| probe.fault.is_none())
+    });
+    // Its lease is withdrawn: so are its routes.
+    scene.etcd.delete(&renewed.key());
+    wait_for("the end of host3", || {
+        let status = scene.lab.agent("host1").expect("an agent").status().expect("a status");
+        status.kernel.pending == 0
+            && status.peers.iter().all(|peer| peer.blocks.iter().all(|b| b.to_string() != "10.244.3.0/24"))
+    });
+    assert!(!flannel::run(&scene.lab, "host1", "ip route").contains("10.244.3.0/24"));
+}
