@@ -31,6 +31,7 @@ const NEVER_IN_THE_PLUGIN: &[&str] = &["tokio", "rusqlite", "etcd-client", "toni
 const LICENCES: &[&str] = &[
     "MIT",
     "Apache-2.0",
+    "CDLA-Permissive-2.0",
     "BSD-2-Clause",
     "BSD-3-Clause",
     "ISC",

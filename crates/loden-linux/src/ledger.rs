@@ -6,32 +6,34 @@
 //! killed one left is told from what is still being made.
 
 mod abandoned;
+mod allocate;
 mod closed;
 mod macvlan;
 mod open;
 mod part;
 mod readdress;
 mod retire;
+mod sweep;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use loden_core::attach::{self, Draft};
-use loden_core::cni::NodeFile;
-use loden_core::ipam::{Choice, Demand, Exhausted, Offer, RangeState, Supply};
+use loden_core::ipam::{Exhausted, RangeState, Supply};
 use loden_core::model::{Attach, Attachment, AttachmentKey, PodAddress};
 use loden_core::pod_tables::ALL;
 
-use crate::clock::{boot_ms, boot_s};
+use crate::clock::boot_s;
 use crate::error::LinuxError;
 use crate::host_local::{Holder, HostLocal};
 use crate::lock::FileLock;
-use crate::run_dir::{Attachments, RunDir, read_json, remove_file, write_atomically};
+use crate::run_dir::{RunDir, remove_file, write_atomically};
 use crate::{delegate, fault, pod, pod_tables};
+
+use allocate::in_use;
 
 pub use closed::Closed;
 pub use macvlan::SourcesError;
@@ -41,9 +43,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What names of files of states end with.
 const STATE: &str = ".range";
-
-/// An address, the offer that it is of, and the state without it.
-type Found<'a> = (&'a Offer, RangeState, IpAddr);
 
 /// Whether what seems to be taken is compared with who has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,223 +286,6 @@ impl Ledger {
         self.remove_mark(&mark).map(drop)
     }
 
-    /// Undoes what killed processes left: attachments that are incomplete and that no process works on (says which), their
-    /// marks, unfinished files, and addresses that no attachment has.
-    ///
-    /// # Errors
-    /// Whatever could not be undone, all of it.
-    pub fn sweep(&self) -> Result<Vec<AttachmentKey>, LinuxError> {
-        let (mut swept, mut errors) = (Vec::new(), Vec::new());
-        for left in self.run_dir.attachments().good.into_iter().filter(|a| !a.complete) {
-            match self.sweep_one(&left.key) {
-                Ok(true) => swept.push(left.key),
-                Ok(false) => {}
-                Err(error) => errors.push(error),
-            }
-        }
-        errors.extend(self.sweep_files().err());
-        LinuxError::collected(errors).map(|()| swept)
-    }
-
-    /// Its mark is held without the lock only while there is something to undo.
-    fn sweep_one(&self, key: &AttachmentKey) -> Result<bool, LinuxError> {
-        let file = self.under_way_file(key)?;
-        let unfinished = || Ok(self.run_dir.attachment(key)?.filter(|there| !there.complete));
-        let lock = self.lock()?;
-        let Ok(mark) = FileLock::try_acquire(&file)? else { return Ok(false) };
-        let under_way = UnderWay { _lock: mark, file };
-        let Some(left) = unfinished()? else { return Ok(false) };
-        drop(lock);
-        let cleared = clear(&left);
-        let _lock = self.lock()?;
-        let left = unfinished()?;
-        let undone = cleared.and_then(|()| left.as_ref().map_or(Ok(()), |left| self.free(left)));
-        drop(under_way);
-        undone.map(|()| left.is_some())
-    }
-
-    fn sweep_files(&self) -> Result<(), LinuxError> {
-        let mut errors = Vec::new();
-        let _lock = self.lock()?;
-        errors.extend(self.run_dir.remove_unfinished().err());
-        let found = self.run_dir.attachments();
-        let dir = self.run_dir.ipam_dir();
-        let fail = |error| LinuxError::system(format!("directory {}", dir.display()), error);
-        for entry in fs::read_dir(&dir).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.ends_with(".add") {
-                errors.extend(self.remove_mark(&path).err());
-            } else if let Some(supply) = name.strip_suffix(STATE).and_then(Supply::from_file_stem) {
-                errors.extend(self.compare(&supply, &found).err());
-            }
-        }
-        errors.extend(self.drop_host_links(&found).err());
-        LinuxError::collected(errors)
-    }
-
-    /// Removes the mark of a process that works on something, unless it does; says whether it does.
-    fn remove_mark(&self, mark: &Path) -> Result<bool, LinuxError> {
-        if !mark.exists() {
-            return Ok(false);
-        }
-        match FileLock::try_acquire(mark)? {
-            Ok(_held) => remove_file(mark).map(|()| false),
-            Err(_) => Ok(true),
-        }
-    }
-
-    /// Frees what a state counts as in use and no attachment has.
-    fn compare(&self, supply: &Supply, found: &Attachments) -> Result<(), LinuxError> {
-        let mut state = self.state(supply)?;
-        if reclaim(&mut state, supply, found) { self.put_state(supply, &state) } else { Ok(()) }
-    }
-
-    /// Whether the addresses of a demand could be taken now; else why not. Takes no lock: the answer may be old as soon as it is
-    /// given, and states are replaced whole.
-    ///
-    /// # Errors
-    /// [`ReserveError`].
-    pub fn has_room(&self, demand: &Demand, quarantine: u32) -> Result<(), ReserveError> {
-        let mut full = Vec::new();
-        for choice in &demand.choices {
-            match self.first_with_room(choice, demand, quarantine, Look::Thorough)? {
-                Ok(_) => {}
-                Err(why) => full.extend(why),
-            }
-        }
-        if full.is_empty() { Ok(()) } else { Err(ReserveError::Exhausted(full)) }
-    }
-
-    fn allocate(
-        &self,
-        demand: &Demand,
-        network: &str,
-        quarantine: u32,
-        look: Look,
-    ) -> Result<Vec<PodAddress>, ReserveError> {
-        if let Some(addr) = demand.unmet().first() {
-            let ranges = demand.choices.iter().flatten().map(|offer| offer.supply.range.to_string());
-            let ranges: Vec<String> = ranges.collect();
-            let ranges = if ranges.is_empty() { "no range".to_owned() } else { ranges.join(", ") };
-            return Err(ReserveError::Outside { addr: *addr, ranges });
-        }
-        let (mut taken, mut changed) = (Vec::new(), Vec::new());
-        let choices = self.still_served(&demand.choices)?;
-        for choice in &choices {
-            let (offer, state, addr) = match demand.wanted_of(choice) {
-                Some(addr) => self.claim(choice, addr)?,
-                None => self.first_with_room(choice, demand, quarantine, look)?.map_err(ReserveError::Exhausted)?,
-            };
-            let net = IpNet::new(addr, offer.supply.range.subnet().len());
-            let net = net.map_err(|_| ReserveError::Taken { addr, holder: None })?;
-            taken.push(PodAddress { net, gateway: offer.gateway, supply: Some(offer.supply.clone()) });
-            changed.push((&offer.supply, state));
-        }
-        for fixed in &demand.fixed {
-            let addr = fixed.net.addr();
-            self.must_be_nobodys(addr, Some(network))?;
-            if let Some(holder) = self.holder(addr, Some(network)) {
-                return Err(ReserveError::Taken { addr, holder: Some(Box::new(holder)) });
-            }
-            taken.push(fixed.clone());
-        }
-        // All of them are to be had: only now anything is written.
-        for (supply, state) in changed {
-            self.put_state(supply, &state)?;
-        }
-        Ok(taken)
-    }
-
-    /// The choices without the node's blocks that the agent has taken out of the plugin's hands since they were read, or whose term
-    /// has ended: another node may have them. To be called under the lock under which the agent takes them out.
-    fn still_served(&self, choices: &[Vec<Offer>]) -> Result<Vec<Vec<Offer>>, ReserveError> {
-        if choices.iter().flatten().all(|offer| offer.supply.network.is_some()) {
-            return Ok(choices.to_vec());
-        }
-        let (node, now) = (read_json::<NodeFile>(&self.run_dir.node_file())?, boot_ms());
-        let is_served = |offer: &&Offer| {
-            let block = offer.supply.range.subnet();
-            offer.supply.network.is_some() || node.as_ref().is_some_and(|node| node.serves(block, now))
-        };
-        let served = |choice: &Vec<Offer>| {
-            let served: Vec<Offer> = choice.iter().filter(is_served).cloned().collect();
-            if served.is_empty() && !choice.is_empty() { Err(ReserveError::Withdrawn) } else { Ok(served) }
-        };
-        choices.iter().map(served).collect()
-    }
-
-    /// The address that is asked for, out of the offer that holds it.
-    fn claim<'a>(&self, choice: &'a [Offer], addr: IpAddr) -> Result<Found<'a>, ReserveError> {
-        for offer in choice.iter().filter(|offer| offer.supply.range.index_of(addr).is_some()) {
-            self.must_be_nobodys(addr, offer.supply.network.as_deref())?;
-            let mut state = self.state(&offer.supply)?;
-            let is_free = state.claim(addr)
-                || (reclaim(&mut state, &offer.supply, &self.run_dir.attachments()) && state.claim(addr));
-            if is_free && offer.gateway != Some(addr) {
-                return Ok((offer, state, addr));
-            }
-        }
-        let network = choice.first().and_then(|offer| offer.supply.network.as_deref());
-        Err(ReserveError::Taken { addr, holder: self.holder(addr, network).map(Box::new) })
-    }
-
-    /// Not a pod's that another plugin attached.
-    fn must_be_nobodys(&self, addr: IpAddr, network: Option<&str>) -> Result<(), ReserveError> {
-        let Some(elsewhere) = &self.elsewhere else { return Ok(()) };
-        match elsewhere.holder(addr, network)? {
-            Some(holder) => Err(ReserveError::Elsewhere { addr, holder }),
-            None => Ok(()),
-        }
-    }
-
-    /// Who has an address: of a network, or (`None`) of any.
-    fn holder(&self, addr: IpAddr, network: Option<&str>) -> Option<Attachment> {
-        let mut all = self.run_dir.attachments().good.into_iter();
-        all.find(|there| network.is_none_or(|network| there.key.network == network) && there.ips().any(|ip| ip == addr))
-    }
-
-    /// An address of the first offer that has one; else why each has none. Of one that seems full only after a look at who has its
-    /// addresses.
-    fn first_with_room<'a>(
-        &self,
-        choice: &'a [Offer],
-        demand: &Demand,
-        quarantine: u32,
-        look: Look,
-    ) -> Result<Result<Found<'a>, Vec<Exhausted>>, LinuxError> {
-        let is_kept = |offer: &Offer, elsewhere: &BTreeSet<IpAddr>, addr| {
-            demand.is_kept(offer, addr) || elsewhere.contains(&addr)
-        };
-        let mut full = Vec::new();
-        for offer in choice {
-            let mut state = self.state(&offer.supply)?;
-            let elsewhere = self.elsewhere.as_ref().map(|dir| dir.addresses(offer.supply.network.as_deref()));
-            let elsewhere = elsewhere.transpose()?.unwrap_or_default();
-            let avoid = |addr| is_kept(offer, &elsewhere, addr);
-            match state.allocate(Choice { now: boot_s(), quarantine, avoid: &avoid }) {
-                Ok(addr) => return Ok(Ok((offer, state, addr))),
-                Err(error) => full.push((offer, state, elsewhere, error)),
-            }
-        }
-        if look == Look::Quick {
-            return Ok(Err(full.into_iter().map(|(.., error)| error).collect()));
-        }
-        // All seem full: one look at who has their addresses does for all.
-        let found = self.run_dir.attachments();
-        let mut causes = Vec::new();
-        for (offer, mut state, elsewhere, error) in full {
-            let is_reclaimed = reclaim(&mut state, &offer.supply, &found);
-            let avoid = |addr| is_kept(offer, &elsewhere, addr);
-            let how = Choice { now: boot_s(), quarantine, avoid: &avoid };
-            match if is_reclaimed { state.allocate(how) } else { Err(error) } {
-                Ok(addr) => return Ok(Ok((offer, state, addr))),
-                Err(error) => causes.push(error),
-            }
-        }
-        Ok(Err(causes))
-    }
-
     /// The ports go first: the address that they lead to is going to be another's. Of the rest
     /// the file goes first: if this process is killed between, the states count addresses as in use that nobody has, and the
     /// sweep finds them. The other way round they could be given twice.
@@ -585,17 +367,6 @@ impl Ledger {
 fn clear(attachment: &Attachment) -> Result<(), LinuxError> {
     pod::remove(attachment)?;
     delegate::undo(attachment, delegate::PATIENCE_UNDOING)
-}
-
-/// Says whether something was found. While an attachment cannot be read, nobody knows which addresses are not in use.
-fn reclaim(state: &mut RangeState, supply: &Supply, found: &Attachments) -> bool {
-    found.unreadable.is_empty() && state.reclaim(in_use(supply, found))
-}
-
-/// The addresses that may be of a supply: a configuration may have changed the range's ends since they were given.
-fn in_use<'a>(supply: &'a Supply, found: &'a Attachments) -> impl Iterator<Item = IpAddr> + 'a {
-    let is_of_it = |address: &&PodAddress| address.supply.as_ref().is_some_and(|of| of.network == supply.network);
-    found.good.iter().flat_map(|there| &there.addresses).filter(is_of_it).map(|address| address.net.addr())
 }
 
 fn list(addresses: &[PodAddress]) -> String {

@@ -10,6 +10,9 @@ use loden_linux::netns::NetNs;
 
 use crate::LabError;
 
+/// What the receiver's socket holds at most, in bytes: some seconds of a stream.
+const BUFFER: usize = 16 << 20;
+
 /// What a stream came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
@@ -44,6 +47,9 @@ impl Stream {
         let fail = |error: std::io::Error| LabError::system("a stream", error);
         let any = || -> SocketAddr { if addr.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() } };
         let inbound = to.run(|| UdpSocket::bind(any())).map_err(LabError::linux("a stream"))?.map_err(fail)?;
+        // A receiver that does not get its turn for a while on a busy machine has lost nothing on the way.
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&inbound, BUFFER)
+            .map_err(|error| fail(error.into()))?;
         inbound.set_read_timeout(Some(Duration::from_millis(50))).map_err(fail)?;
         let port = inbound.local_addr().map_err(fail)?.port();
         let outbound = from

@@ -6,7 +6,8 @@ use loden_core::cni::NodeFile;
 use loden_core::ipam::{Range, Supply};
 use loden_core::model::Prefix;
 
-use super::{Ledger, in_use, reclaim};
+use super::Ledger;
+use super::allocate::{in_use, reclaim};
 use crate::clock::boot_s;
 use crate::error::LinuxError;
 use crate::run_dir::{remove_file, write_json};
