@@ -28,6 +28,8 @@ const SILENCE: Duration = Duration::from_secs(150);
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_MOST: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a watcher waits about whose history is lost.
+const GONE: Duration = Duration::from_secs(1);
 /// How long after a change a pool's status is written: a cluster that starts claims many blocks at once.
 const TALLY: Duration = Duration::from_secs(2);
 /// Events that wait to be taken in.
@@ -158,6 +160,8 @@ impl Reader {
             let fault = match ended {
                 Ok(()) => None,
                 Err(fault) if fault.is_gone() => {
+                    // All watchers hear it at one moment, and each lists everything then.
+                    tokio::time::sleep(jittered(GONE)).await;
                     let _ = self.events.send(Err(StoreError::Compacted { oldest: 0 })).await;
                     return;
                 }

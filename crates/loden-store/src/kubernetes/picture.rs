@@ -304,3 +304,98 @@ fn clash(node: &str, cidr: Prefix, elder: &str, other: Prefix) -> String {
         if other == cidr { format!(" {what}") } else { what }
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use loden_core::dialect::flannel::NetConf;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::object::Object;
+    use super::*;
+
+    const CIDRS: [&str; 5] = ["10.1.1.0/24", "10.1.2.0/24", "10.1.0.0/16", "10.1.2.128/25", "192.0.2.0/24"];
+
+    /// What becomes of one node: it is gone, or somebody serves it (or nobody, or it cannot be read) and Kubernetes gave it this.
+    #[derive(Debug, Clone)]
+    struct State {
+        node: u8,
+        serves: Option<u8>,
+        cidr: usize,
+    }
+
+    fn states() -> impl Strategy<Value = Vec<State>> {
+        let state = (0..5_u8, proptest::option::of(0..4_u8), 0..CIDRS.len());
+        proptest::collection::vec(state.prop_map(|(node, serves, cidr)| State { node, serves, cidr }), 0..40)
+    }
+
+    fn picture() -> Picture {
+        let conf = br#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#;
+        let pools = NetConf::parse(conf, true).expect("net-conf.json").pools;
+        Picture::new(Dialect { prefix: "flannel.alpha.coreos.com/".to_owned(), net_conf: Some(pools) })
+    }
+
+    fn apply(picture: &mut Picture, state: &State, revision: u64) -> Vec<Change> {
+        let name = format!("n{}", state.node);
+        let Some(serves) = state.serves else { return picture.remove(Kind::Node, &name, revision) };
+        let annotations = match serves {
+            0 => json!({}),
+            1 => json!({"loden.dev/node": "{"}),
+            2 => json!({"loden.dev/node": format!("{{\"uid\":\"u{}\"}}", state.node)}),
+            _ => {
+                json!({"flannel.alpha.coreos.com/kube-subnet-manager": "true", "flannel.alpha.coreos.com/public-ip": "192.0.2.1",
+                "flannel.alpha.coreos.com/backend-type": "host-gw"})
+            }
+        };
+        // Two of them are of one age.
+        let created = format!("2026-01-01T00:00:0{}Z", state.node / 2);
+        let meta = json!({"name": name, "uid": format!("uid-{name}"), "resourceVersion": revision.to_string(),
+            "creationTimestamp": created, "annotations": annotations});
+        let object: Object = serde_json::from_value(json!({"metadata": meta})).expect("an object");
+        let cidrs = [CIDRS[state.cidr].parse().expect("a prefix")];
+        picture.put(Kind::Node, &object, Some(&cidrs), revision)
+    }
+
+    type Shown = (BTreeMap<Key, (Record, u64)>, BTreeMap<String, String>);
+
+    fn shown(picture: &Picture) -> Shown {
+        let entries = picture.entries().map(|entry| (entry.record.key(), (entry.record.clone(), entry.created)));
+        (entries.collect(), picture.flaws().clone())
+    }
+
+    proptest! {
+        #[test]
+        fn it_depends_on_what_there_is_and_the_changes_lead_to_it(states in states()) {
+            let mut followed = picture();
+            let (mut entries, mut flaws) = shown(&followed);
+            for (revision, state) in (1..).zip(&states) {
+                for change in apply(&mut followed, state, revision) {
+                    prop_assert_eq!(change.revision(), revision);
+                    match change {
+                        Change::Put(entry) => drop(entries.insert(entry.record.key(), (entry.record, entry.created))),
+                        Change::Delete { key, .. } => prop_assert!(entries.remove(&key).is_some()),
+                        Change::Flaw { place, cause: Some(cause), .. } => drop(flaws.insert(place, cause)),
+                        Change::Flaw { place, cause: None, .. } => prop_assert!(flaws.remove(&place).is_some()),
+                    }
+                }
+                prop_assert!(apply(&mut followed, state, revision).is_empty(), "the same again is no change");
+            }
+            prop_assert_eq!(&shown(&followed), &(entries, flaws));
+            let last: BTreeMap<u8, &State> = states.iter().map(|state| (state.node, state)).collect();
+            for order in [last.values().copied().collect::<Vec<_>>(), last.values().rev().copied().collect()] {
+                let mut listed = picture();
+                for state in order {
+                    apply(&mut listed, state, 1);
+                }
+                prop_assert_eq!(shown(&listed), shown(&followed));
+            }
+            let blocks: Vec<Prefix> = followed.entries().filter_map(|entry| match &entry.record {
+                Record::Block(block) => Some(block.cidr),
+                _ => None,
+            }).collect();
+            for (n, one) in blocks.iter().enumerate() {
+                prop_assert!(blocks[n + 1..].iter().all(|other| !one.overlaps(*other)), "no address is in two blocks");
+            }
+        }
+    }
+}

@@ -328,6 +328,11 @@ fn understand(method: &Method, path: &str, query: &str, headers: &HeaderMap) -> 
         Some(rest) => ("", rest),
         None => ("loden.dev", path.strip_prefix("/apis/loden.dev/v1alpha1/")?),
     };
+    // Of what is in a namespace only pods are asked for.
+    let rest = match rest.strip_prefix("namespaces/").and_then(|rest| rest.split_once('/')) {
+        Some((_, pod)) => pod,
+        None => rest,
+    };
     let mut words = rest.split('/');
     let (resource, name) = (words.next()?.to_owned(), words.next().unwrap_or_default().to_owned());
     let is_status = words.next() == Some("status");

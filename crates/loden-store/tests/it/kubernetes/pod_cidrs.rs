@@ -343,3 +343,19 @@ async fn the_condition_is_said_once_and_taken_back() {
     }
     bench.asked_for_nothing_else();
 }
+
+#[tokio::test]
+async fn an_agent_in_a_pod_is_told_which_node_it_is_on() {
+    let bench = Bench::of(Double::start(Role::flannels()).await).await;
+    let pod = |name: &str, spec: Value| json!({"metadata": {"name": name, "namespace": "kube-flannel"}, "spec": spec});
+    bench.double().cluster().create("pods", pod("ds-x", json!({"nodeName": "suite-a"}))).expect("made");
+    bench.double().cluster().create("pods", pod("ds-y", json!({}))).expect("made");
+    let address = format!("kubernetes:?kubeconfig={}", bench.kubeconfig.display());
+    let ask = async |pod: &str| loden_store::node_of_pod(&address, "kube-flannel", pod).await;
+    assert_eq!(ask("ds-x").await.expect("told"), name("suite-a"));
+    for (pod, says) in [("ds-y", "ds-y"), ("ds-z", "404")] {
+        let text = ask(pod).await.expect_err(pod).to_string();
+        assert!(text.contains(says), "{text}");
+    }
+    bench.asked_for_nothing_else();
+}
