@@ -8,8 +8,8 @@ use loden_core::model::Family;
 use loden_lab::Topology;
 use loden_lab::lab::Lab;
 use loden_lab::pod::Pod;
-use loden_lab::probe::reach;
 use loden_lab::probe::stream::Stream;
+use loden_lab::probe::{icmp, reach};
 use rustix::process::Signal;
 
 use crate::support::{Guard, SEGMENT, all_reach, binaries, number, say, stop, wait_for};
@@ -47,22 +47,30 @@ fn up(name: &str, kind: Kind) -> Scene {
     let mut lab = Guard(lab);
     let pods = laid.iter().map(|host| host.attach(&lab, &format!("host{}-old", host.n))).collect();
     lab.0.set_pods(pods);
+    // flannel leaves duplicate-address detection on: in the first seconds nothing of IPv6 gets through.
+    for (from, to) in pairs(&lab) {
+        let ns = lab.netns(&from.name).expect("netns");
+        for (_, addr) in to.addresses.iter() {
+            wait_for("flannel", || ns.run(|| icmp::echo(addr, 56)).expect("a thread").is_ok());
+        }
+    }
     Scene { etcd, laid, lab }
+}
+
+/// The pods, each with each other one.
+fn pairs(lab: &Lab) -> Vec<(&Pod, &Pod)> {
+    let all = lab.pods().iter().flat_map(|from| lab.pods().iter().map(move |to| (from, to)));
+    all.filter(|(from, to)| from.name != to.name).collect()
 }
 
 impl Scene {
     /// Streams both ways in all families between the pods of all hosts.
     fn streams(&self) -> Vec<Stream> {
-        let pods = self.lab.pods();
         let mut streams = Vec::new();
-        for (n, from) in pods.iter().enumerate() {
-            for to in pods.iter().enumerate().filter(|(m, _)| *m != n).map(|(_, pod)| pod) {
-                let (near, far) =
-                    (self.lab.netns(&from.name).expect("netns"), self.lab.netns(&to.name).expect("netns"));
-                streams.extend(
-                    to.addresses.iter().map(|(_, addr)| Stream::start(&near, &far, addr, 300).expect("a stream")),
-                );
-            }
+        for (from, to) in pairs(&self.lab) {
+            let (near, far) = (self.lab.netns(&from.name).expect("netns"), self.lab.netns(&to.name).expect("netns"));
+            streams
+                .extend(to.addresses.iter().map(|(_, addr)| Stream::start(&near, &far, addr, 300).expect("a stream")));
         }
         streams
     }

@@ -44,7 +44,10 @@ impl Cluster {
         self.take_over(store, outward).await?;
         self.give_back(store, outward).await?;
         self.renew(store).await?;
-        for pool in self.pools.values().cloned().collect::<Vec<_>>() {
+        // What is this node's already and has only changed meanwhile (flannel has the blocks of both families on one lease) comes with the
+        // watch: another in its place would be one too many.
+        let awaited: BTreeSet<PoolName> = self.inheritance(outward).into_iter().map(|(block, _)| block.pool).collect();
+        for pool in self.pools.values().filter(|pool| !awaited.contains(&pool.name)).cloned().collect::<Vec<_>>() {
             self.claim_for(store, &pool, outward).await?;
         }
         self.name_strangers(outward);
