@@ -5,6 +5,7 @@ mod demo;
 mod docs;
 mod fuzz;
 mod kernel;
+mod kubernetes;
 mod peers;
 mod shell;
 mod soak;
@@ -52,6 +53,8 @@ enum Chore {
     Bench(bench::Options),
     /// Tests of what this machine's kernel may lack, under another one that runs as a program.
     Kernel,
+    /// The suite of the store in Kubernetes against a real API server, which is built from its Go module, once.
+    Kubernetes,
     /// What that one begins with.
     #[command(hide = true)]
     KernelInit,
@@ -88,6 +91,7 @@ fn run(args: Args) -> Result<()> {
         }
         Chore::Bench(options) => bench::run(&options),
         Chore::Kernel => kernel::run(),
+        Chore::Kubernetes => kubernetes::run(),
         Chore::KernelInit => kernel::init(),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Soak(options) => soak::run(&options),

@@ -40,7 +40,8 @@ fn build_containerd() -> Result<()> {
     made(go()?.arg("install").args(programs.map(module)).env("GOBIN", &dir))
 }
 
-fn go() -> Result<Command> {
+/// Go's own command.
+pub fn go() -> Result<Command> {
     let usual = Path::new("/usr/local/go/bin/go");
     let program = match (shell::has("go"), usual.exists()) {
         (true, _) => PathBuf::from("go"),
@@ -55,7 +56,8 @@ fn go() -> Result<Command> {
     Ok(command)
 }
 
-fn made(go: &mut Command) -> Result<()> {
+/// Runs it.
+pub fn made(go: &mut Command) -> Result<()> {
     let status = go.status().context("go")?;
     if status.success() { Ok(()) } else { bail!("{go:?} ended with {status}") }
 }
