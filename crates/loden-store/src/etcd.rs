@@ -1,6 +1,8 @@
 //! The store in etcd v3: loden's own records under one prefix.
 //!
-//! A record is a key, a write one transaction, a revision etcd's own. What changes how long a record stays is a write as well and makes a
+//! A record is a key, a write one transaction, a revision etcd's own. Every write says which revision it replaces, also one that may
+//! replace anything: a member that fell silent may carry out much later what it was sent, and that must not undo what is newer. (A
+//! record that was made and removed meanwhile can come back so; its owner sees it.) What changes how long a record stays is a write as well and makes a
 //! revision: with another time to live than before, or with none. One prefix holds one cluster's records; what other prefixes are
 //! written raises the revision, and nothing else.
 
@@ -29,8 +31,8 @@ use tenure::Tenure;
 use transaction::Outcome;
 use watcher::{Event, Subject};
 
-/// How often a write is tried anew whose lease ran out meanwhile.
-const TRIES: usize = 3;
+/// How often a write is tried anew that may replace anything and was overtaken, or whose lease ran out meanwhile.
+const TRIES: usize = 20;
 
 /// The store.
 #[derive(Debug)]
@@ -98,35 +100,33 @@ impl Etcd {
         Ok((transaction::outcome(&answer.value)?, answer.was_repeated))
     }
 
-    /// Puts a value where it is not there already.
-    async fn write(&self, place: &str, value: &[u8], lease: i64, expect: Expect) -> Result<Outcome, Fault> {
-        let (outcome, was_repeated) = self.commit(transaction::put(place, value, lease, expect)).await?;
-        match (outcome, expect) {
-            (Outcome::Unexpected(Some(found)), Expect::Revision(revision))
-                if unsigned(found.mod_revision()) == revision =>
-            {
-                // It says so already; only what it is bound to may be another.
-                if found.lease() == lease {
-                    return Ok(Outcome::Unchanged(found));
-                }
-                Ok(self.commit(transaction::bind(place, value, lease, revision)).await?.0)
-            }
-            (Outcome::Unexpected(Some(found)), _) if was_repeated && found.value() == value => {
-                Ok(Outcome::Unchanged(found))
-            }
-            (outcome, _) => Ok(outcome),
+    /// What is to be replaced: what is there, if that is what was expected.
+    async fn expected(&self, key: &Key, expect: Expect) -> Result<Option<KeyValue>, StoreError> {
+        let found = self.read(key).await?;
+        if expect != Expect::Any {
+            // What cannot be read can still be overwritten and removed by whoever wants just that.
+            compare::check(key, expect, self.entry(found.as_ref())?.as_ref())?;
+        }
+        Ok(found)
+    }
+
+    async fn tenure(&self, found: Option<&KeyValue>, ttl: Option<Duration>) -> Result<Tenure, StoreError> {
+        match ttl {
+            None => Ok(Tenure::FOR_EVER),
+            Some(ttl) => Tenure::renewed(&self.members, found, ttl).await.map_err(|fault| self.error(fault)),
         }
     }
 
-    /// What a record that is to have a time to live is bound to, unless what is expected is not so.
-    async fn tenure(&self, key: &Key, expect: Expect, ttl: Option<Duration>) -> Result<Tenure, StoreError> {
-        let Some(ttl) = ttl else { return Ok(Tenure::FOR_EVER) };
-        let found = self.read(key).await?;
-        if expect != Expect::Any {
-            // Another's lease must not be renewed by whoever tries to take it.
-            compare::check(key, expect, self.entry(found.as_ref())?.as_ref())?;
+    fn conflict(&self, key: &Key, found: Option<&KeyValue>) -> StoreError {
+        match self.entry(found) {
+            Ok(found) => StoreError::Conflict { key: key.clone(), found: found.map(Box::new) },
+            Err(error) => error,
         }
-        Tenure::renewed(&self.members, found.as_ref(), ttl).await.map_err(|fault| self.error(fault))
+    }
+
+    fn overtaken(&self, key: &Key) -> StoreError {
+        let cause = format!("{key} was written by others {TRIES} times meanwhile; it is tried again");
+        StoreError::Unavailable { place: self.members.place().to_owned(), cause }
     }
 }
 
@@ -160,55 +160,68 @@ impl Store for Etcd {
 
     async fn put(&self, record: Record, expect: Expect, ttl: Option<Duration>) -> Result<Entry, StoreError> {
         let key = record.key();
+        let place = self.layout.place(&key);
         let value = serde_json::to_vec(&record)
             .map_err(|error| StoreError::Unreadable { key: key.to_string(), cause: error.to_string() })?;
-        let mut tries = 0;
-        let (tenure, outcome) = loop {
-            tries += 1;
-            let tenure = self.tenure(&key, expect, ttl).await?;
-            match self.write(&self.layout.place(&key), &value, tenure.lease, expect).await {
-                Ok(outcome) => break (tenure, outcome),
-                Err(fault) if fault.sort == Sort::NoLease && tries < TRIES => {}
+        for _ in 0..TRIES {
+            let found = match expect {
+                // What is to be new needs no look: the transaction looks.
+                Expect::Absent => None,
+                _ => self.expected(&key, expect).await?,
+            };
+            let tenure = self.tenure(found.as_ref(), ttl).await?;
+            if let Some(found) = found.as_ref().filter(|found| found.value() == value && found.lease() == tenure.lease)
+            {
+                return Ok(entry_of(record, found));
+            }
+            let replaced = found.map_or(0, |found| unsigned(found.mod_revision()));
+            match self.commit(transaction::put(&place, &value, tenure.lease, replaced)).await {
+                Ok((Outcome::Written { revision, former }, _)) => {
+                    let revision = unsigned(revision);
+                    let created = former.as_ref().map_or(revision, |former| unsigned(former.create_revision()));
+                    if let Some(former) = former.filter(|former| former.lease() != tenure.lease) {
+                        tenure::give_back(&self.members, former.lease()).await;
+                    }
+                    return Ok(Entry { record, created, revision });
+                }
+                Ok((Outcome::Unexpected(Some(found)), true)) if found.value() == value => {
+                    return Ok(entry_of(record, &found));
+                }
+                Ok((Outcome::Unexpected(found), _)) => {
+                    if tenure.is_new {
+                        tenure::give_back(&self.members, tenure.lease).await;
+                    }
+                    if expect != Expect::Any {
+                        return Err(self.conflict(&key, found.as_ref()));
+                    }
+                }
+                // It ran out meanwhile, and the record with it.
+                Err(fault) if fault.sort == Sort::NoLease => {}
                 // The record may have been written: a new lease is left to run out.
                 Err(fault) => return Err(self.error(fault)),
             }
-        };
-        match outcome {
-            Outcome::Written { revision, former } => {
-                let revision = unsigned(revision);
-                let created = former.as_ref().map_or(revision, |former| unsigned(former.create_revision()));
-                if let Some(former) = former.filter(|former| former.lease() != tenure.lease) {
-                    tenure::give_back(&self.members, former.lease()).await;
-                }
-                Ok(Entry { record, created, revision })
-            }
-            Outcome::Unchanged(found) => {
-                let (created, revision) = (unsigned(found.create_revision()), unsigned(found.mod_revision()));
-                Ok(Entry { record, created, revision })
-            }
-            Outcome::Unexpected(found) => {
-                if tenure.is_new {
-                    tenure::give_back(&self.members, tenure.lease).await;
-                }
-                Err(StoreError::Conflict { key, found: self.entry(found.as_ref())?.map(Box::new) })
-            }
         }
+        Err(self.overtaken(&key))
     }
 
     async fn delete(&self, key: &Key, expect: Expect) -> Result<(), StoreError> {
-        let deleted = self.commit(transaction::delete(&self.layout.place(key), expect)).await;
-        match deleted.map_err(|fault| self.error(fault))? {
-            (Outcome::Written { former, .. }, _) => {
-                tenure::give_back(&self.members, former.map_or(0, |former| former.lease())).await;
-                Ok(())
+        for _ in 0..TRIES {
+            let Some(found) = self.expected(key, expect).await? else { return Ok(()) };
+            let replaced = unsigned(found.mod_revision());
+            let deleted = self.commit(transaction::delete(&self.layout.place(key), replaced)).await;
+            match deleted.map_err(|fault| self.error(fault))? {
+                (Outcome::Written { former, .. }, _) => {
+                    tenure::give_back(&self.members, former.map_or(0, |former| former.lease())).await;
+                    return Ok(());
+                }
+                (Outcome::Unexpected(None), true) => return Ok(()),
+                (Outcome::Unexpected(found), _) if expect != Expect::Any => {
+                    return Err(self.conflict(key, found.as_ref()));
+                }
+                (Outcome::Unexpected(_), _) => {}
             }
-            (Outcome::Unexpected(None), true) => Ok(()),
-            (Outcome::Unexpected(found), _) => {
-                let found = self.entry(found.as_ref())?.map(Box::new);
-                Err(StoreError::Conflict { key: key.clone(), found })
-            }
-            (Outcome::Unchanged(_), _) => Ok(()),
         }
+        Err(self.overtaken(key))
     }
 
     async fn renew(&self, key: &Key, revision: u64, _ttl: Duration) -> Result<(), StoreError> {
@@ -232,4 +245,10 @@ impl Store for Etcd {
         };
         watcher::watch(self.members.clone(), subject, after).await
     }
+}
+
+/// A record that is there already.
+fn entry_of(record: Record, found: &KeyValue) -> Entry {
+    let (created, revision) = (unsigned(found.create_revision()), unsigned(found.mod_revision()));
+    Entry { record, created, revision }
 }
