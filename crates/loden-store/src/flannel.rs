@@ -169,8 +169,10 @@ impl Flannel {
                 Carried::NotOut { was_repeated: repeated, found } => {
                     was_repeated |= repeated;
                     let mut picture = self.picture();
-                    match (&mut picture.layout, found) {
-                        (Some(layout), Some(found)) => drop(layout.apply(found)),
+                    match (&mut picture.layout, found, &plan.free) {
+                        // A claim has asked for all that there can be of its block.
+                        (Some(layout), Some(found), Some(_)) => drop(layout.apply(found)),
+                        // Else there may be more to it than the plan knew of.
                         _ => picture.layout = None,
                     }
                 }

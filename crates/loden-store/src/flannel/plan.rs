@@ -135,6 +135,7 @@ fn put_node(layout: &Layout, node: &Node, is_lent: bool) -> Result<Plan, Obstacl
 fn delete_block(layout: &Layout, cidr: Prefix) -> Plan {
     let mut plan = Plan::default();
     let path = Layout::path(&Key::Block(cidr));
+    plan.remember(layout, &path);
     let found = layout.entry(&Key::Block(cidr));
     if layout.pair(&path).is_some() {
         plan.remove(layout, &path);
@@ -159,6 +160,7 @@ fn delete_block(layout: &Layout, cidr: Prefix) -> Plan {
 fn delete_node(layout: &Layout, name: &NodeName) -> Plan {
     let mut plan = Plan::default();
     let path = Layout::path(&Key::Node(name.clone()));
+    plan.remember(layout, &path);
     if layout.pair(&path).is_some() {
         plan.remove(layout, &path);
         // Its blocks stay taken, for flannel's eyes too.

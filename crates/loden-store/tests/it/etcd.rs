@@ -1,7 +1,7 @@
 //! The store in etcd, against real servers: the suite of all stores, and what is etcd's own.
 
 mod faults;
-mod outages;
+pub mod outages;
 mod pki;
 pub mod server;
 mod writers;

@@ -8,6 +8,7 @@ use etcd_client::{Client, Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp
 use loden_core::model::{Block, Entry, Key, Record};
 use loden_store::{Change, Expect, Store, StoreError, Watch, flannel::Flannel};
 
+use super::etcd::outages::Line;
 use super::etcd::server::Server;
 use super::race;
 
@@ -38,7 +39,11 @@ impl Network {
     }
 
     fn store(&self) -> Arc<dyn Store> {
-        let address = format!("flannel:{}", self.server.endpoint()).parse().expect("an address");
+        Self::store_at(&self.server.endpoint())
+    }
+
+    fn store_at(endpoint: &str) -> Arc<dyn Store> {
+        let address = format!("flannel:{endpoint}").parse().expect("an address");
         let loden_core::config::store::StoreAddress::Flannel(address) = address else { panic!("of flannel") };
         Arc::new(Flannel::new(&address).expect("opens"))
     }
@@ -359,4 +364,44 @@ async fn pools_are_written_as_flannels_configuration() {
         r#"{"EnableNFTables":false,"Network":"10.5.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#
     );
     assert_eq!(store.put(pool("flannel", false), Expect::Any, None).await.expect("the same"), made);
+}
+
+#[tokio::test]
+async fn over_a_line_that_is_cut_again_and_again_records_and_leases_stay_of_one_mind() {
+    let mut network = Network::new(CONFIG).await;
+    let line = Line::to(&network.server).await;
+    let (store, sure) = (Network::store_at(&format!("http://127.0.0.1:{}", line.port)), network.store());
+    let cutter = line.cut_on(Duration::from_millis(9));
+    for n in 0..60_u8 {
+        let cidr = format!("10.5.{n}.0/24");
+        match store.put(block(&cidr, "a"), Expect::Absent, TTL).await {
+            Ok(made) => assert_eq!(sure.get(&block_key(&cidr)).await.expect("read"), Some(made)),
+            Err(StoreError::Unavailable { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+        if n % 3 == 0 {
+            match store.delete(&block_key(&cidr), Expect::Any).await {
+                Ok(()) => assert_eq!(sure.get(&block_key(&cidr)).await.expect("read"), None),
+                Err(StoreError::Unavailable { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let node = node("a", &format!("192.0.2.{}", n + 1), true);
+        match store.put(node.clone(), Expect::Any, None).await {
+            Ok(made) => assert_eq!(made.record, node),
+            Err(StoreError::Unavailable { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    cutter.abort();
+    sure.put(node("a", "192.0.2.99", true), Expect::Any, None).await.expect("published");
+    let keys = network.keys().await;
+    let of = |kind: &str| -> BTreeMap<String, i64> {
+        let below = keys.iter().filter_map(|(key, (_, lease))| Some((key.strip_prefix(kind)?.to_owned(), *lease)));
+        below.collect()
+    };
+    // Each block of loden's has its lease of flannel's, on the same term, and there is none without the other.
+    assert_eq!(of("loden/block/"), of("subnets/"));
+    assert!(keys.iter().all(|(key, (value, _))| !key.starts_with("subnets/") || value.contains("192.0.2.99")));
+    assert!(sure.list().await.expect("lists").flaws.is_empty());
 }

@@ -13,13 +13,15 @@ use super::server::{self, Server};
 use super::{key, next, node};
 
 /// A way to the server that the test can cut.
-struct Line {
-    port: u16,
+pub struct Line {
+    /// Where it begins.
+    pub port: u16,
     cut: watch::Sender<u64>,
 }
 
 impl Line {
-    async fn to(server: &Server) -> Self {
+    /// A line that is whole.
+    pub async fn to(server: &Server) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let (port, to) = (listener.local_addr().expect("bound").port(), server.port);
         let (cut, heard) = watch::channel(0);
@@ -41,6 +43,17 @@ impl Line {
 
     fn cut(&self) {
         self.cut.send_modify(|times| *times += 1);
+    }
+
+    /// Cuts it again and again until the task is ended.
+    pub fn cut_on(&self, pause: Duration) -> tokio::task::JoinHandle<()> {
+        let cut = self.cut.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(pause).await;
+                cut.send_modify(|times| *times += 1);
+            }
+        })
     }
 
     fn store(&self) -> Arc<dyn Store> {
@@ -97,15 +110,7 @@ async fn a_write_whose_connection_is_cut_is_made_once_and_its_answer_is_true() {
     let server = Server::start(&[]);
     let line = Line::to(&server).await;
     let (store, sure) = (line.store(), server.store(""));
-    let cutter = tokio::spawn({
-        let cut = line.cut.clone();
-        async move {
-            loop {
-                tokio::time::sleep(Duration::from_millis(7)).await;
-                cut.send_modify(|times| *times += 1);
-            }
-        }
-    });
+    let cutter = line.cut_on(Duration::from_millis(7));
     let mut last = None;
     for n in 0..300 {
         let expect = last.map_or(Expect::Absent, Expect::Revision);
@@ -156,13 +161,7 @@ async fn a_watch_that_was_away_when_history_was_forgotten_says_so() {
     let first = store.put(node("a", "0"), Expect::Any, None).await.expect("written");
     let mut watch = line.store().watch(first.revision).await.expect("watches");
     // Cut as often as it comes back, while more is written and forgotten.
-    let cut = line.cut.clone();
-    let cutter = tokio::spawn(async move {
-        loop {
-            cut.send_modify(|times| *times += 1);
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    });
+    let cutter = line.cut_on(Duration::from_millis(1));
     tokio::time::sleep(Duration::from_millis(50)).await;
     for n in 1..10 {
         store.put(node("a", &n.to_string()), Expect::Any, None).await.expect("written");
