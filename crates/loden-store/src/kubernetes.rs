@@ -11,36 +11,38 @@
 //! one kubelet's), and a sign of life from each agent every few seconds would be the API's heaviest load by far.
 
 mod announce;
+mod claims;
 mod client;
 mod custom;
 mod fault;
 mod follow;
 mod node;
+mod nodes;
 mod object;
 mod picture;
+mod shared;
 mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use loden_core::config::store::KubernetesAddress;
 use loden_core::dialect::flannel::NetConf;
-use loden_core::model::{Block, Entry, Key, Node, NodeName, NodeUid, PerFamily, Prefix, Record};
-use serde_json::{Value, json};
+use loden_core::model::{Entry, Key, NodeName, Prefix, Record};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::{Change, Expect, Listing, Readiness, Store, StoreError, Watch, compare};
+use crate::{Expect, Listing, Readiness, Store, StoreError, Watch, compare};
 use client::Client;
 use fault::Fault;
 use follow::Cursor;
 use node::Dialect;
 use object::{Kind, Meta, Object};
 use picture::Picture;
+use shared::{Shared, lock};
 
 /// How often a write is tried that others are quicker with: a kubelet writes to its Node, too.
 const TRIES: u32 = 8;
@@ -58,17 +60,6 @@ pub struct Kubernetes {
     shared: Arc<Shared>,
     listed: Mutex<Listed>,
     announced: Mutex<Option<(NodeName, Readiness, Instant)>>,
-}
-
-/// What the handle and its watches know together.
-#[derive(Default)]
-pub(crate) struct Shared {
-    /// The podCIDRs of Nodes that were read whole, by uid: once set they do not change.
-    cidrs: Mutex<BTreeMap<String, Vec<Prefix>>>,
-    /// The revision at which a record was last seen to change, with a mark of what it said.
-    stamps: Mutex<BTreeMap<Key, (u64, u64)>>,
-    /// The node whose agent this is, as its lease said.
-    own: Mutex<Option<NodeName>>,
 }
 
 /// The last listing.
@@ -154,183 +145,6 @@ impl Kubernetes {
         Ok(all)
     }
 
-    /// A Node whole, and what it says.
-    async fn served(&self, client: &Client, name: &NodeName) -> Result<(Object, Dialect, Option<Node>), StoreError> {
-        let object = client.get(Kind::Node, name.as_str()).await.map_err(|fault| fault.at(&client.place))?;
-        let Some(object) = object else {
-            return Err(StoreError::Refused {
-                key: Key::Node(name.clone()),
-                cause: "Kubernetes has no Node of this name: the kubelet makes it. Start that, or set `node` to the Node's name"
-                    .to_owned(),
-            });
-        };
-        let dialect = read_dialect(&self.address)?;
-        // One that cannot be read is written anew by its node, and by nobody else.
-        let node = dialect.read(&object.metadata).ok().flatten().map(|reading| reading.node);
-        Ok((object, dialect, node))
-    }
-
-    async fn put_node(&self, node: Node, expect: Expect) -> Result<Entry, StoreError> {
-        let key = Key::Node(node.name.clone());
-        let client = self.client();
-        for _ in 0..TRIES {
-            let (object, dialect, found) = self.served(&client, &node.name).await?;
-            let found = found.map(|node| self.shared.stamp(entry(Record::Node(node), &object.metadata)));
-            check(&key, expect, found.as_ref(), object.metadata.revision())?;
-            let wishes = match &found {
-                Some(Entry { record: Record::Node(found), .. }) => (found.public, found.asked),
-                _ => Default::default(),
-            };
-            let wanted = Record::Node(Node { public: wishes.0, asked: wishes.1, ..node.clone() });
-            let cidrs = self.own_cidrs(&object)?;
-            match found {
-                Some(found) if found.record == wanted => return Ok(found),
-                _ => {}
-            }
-            if let Some(written) = self.annotate(&client, &object, dialect.write(&node, cidrs.as_deref())).await? {
-                return self.written(&dialect, &key, &written);
-            }
-        }
-        Err(self.contended(&client, &key))
-    }
-
-    /// In flannel's way a node without a podCIDR is of no use to anybody.
-    fn own_cidrs(&self, object: &Object) -> Result<Option<Vec<Prefix>>, StoreError> {
-        if !self.has_pod_cidrs() {
-            return Ok(None);
-        }
-        let name = &object.metadata.name;
-        let cidrs =
-            node::pod_cidrs(object).map_err(|cause| StoreError::Unreadable { key: format!("node/{name}"), cause })?;
-        if cidrs.is_empty() {
-            return Err(StoreError::Unavailable {
-                place: format!("node/{name}"),
-                cause:
-                    "Kubernetes has given it no podCIDR: start the controller manager with --allocate-node-cidrs and \
-                        --cluster-cidr, or leave out `net_conf` for pools of loden's own"
-                        .to_owned(),
-            });
-        }
-        Ok(Some(cidrs))
-    }
-
-    /// Writes annotations of a Node as it was read; `None` when it has changed since.
-    async fn annotate(
-        &self,
-        client: &Client,
-        object: &Object,
-        annotations: BTreeMap<String, Option<String>>,
-    ) -> Result<Option<Object>, StoreError> {
-        let meta = &object.metadata;
-        let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "annotations": annotations}});
-        unless_conflict(client, client.patch(Kind::Node, &meta.name, &patch).await)
-    }
-
-    fn written(&self, dialect: &Dialect, key: &Key, object: &Object) -> Result<Entry, StoreError> {
-        let unreadable = |cause: String| StoreError::Unreadable { key: key.to_string(), cause };
-        let reading = dialect.read(&object.metadata).map_err(unreadable)?;
-        let node = reading.ok_or_else(|| unreadable("the API did not keep what was written".to_owned()))?.node;
-        let record = match key {
-            Key::Block(cidr) => pod_cidr_block(dialect, *cidr, &node),
-            _ => Some(Record::Node(node)),
-        };
-        let record = record.ok_or_else(|| unreadable("it lies in no pool of net-conf.json".to_owned()))?;
-        Ok(self.shared.stamp(entry(record, &object.metadata)))
-    }
-
-    /// A podCIDR is its Node's; what can be written is the identity that it is fenced by.
-    async fn put_pod_cidr(&self, block: Block, expect: Expect) -> Result<Entry, StoreError> {
-        let key = Key::Block(block.cidr);
-        let client = self.client();
-        for _ in 0..TRIES {
-            let (object, dialect, found) = self.served(&client, &block.owner).await?;
-            let cidrs = self.own_cidrs(&object)?.unwrap_or_default();
-            if !cidrs.contains(&block.cidr) || pod_cidr_block(&dialect, block.cidr, &named(&block)).is_none() {
-                let given: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
-                return Err(StoreError::Refused {
-                    key,
-                    cause: format!(
-                        "Kubernetes gives out the blocks (`net_conf`), and {} has {}: leave out `net_conf` for pools of loden's own",
-                        block.owner,
-                        given.join(" and "),
-                    ),
-                });
-            }
-            let held = found.as_ref().and_then(|node| pod_cidr_block(&dialect, block.cidr, node));
-            let held = held.map(|record| self.shared.stamp(entry(record, &object.metadata)));
-            check(&key, expect, held.as_ref(), object.metadata.revision())?;
-            let node = match found {
-                Some(found) if found.uid == block.owner_uid => {
-                    return held.ok_or_else(|| self.contended(&client, &key));
-                }
-                Some(found) => Node { uid: block.owner_uid.clone(), ..found },
-                None => named(&block),
-            };
-            if let Some(written) = self.annotate(&client, &object, dialect.write(&node, Some(&cidrs))).await? {
-                return self.written(&dialect, &key, &written);
-            }
-        }
-        Err(self.contended(&client, &key))
-    }
-
-    /// Writes an object of loden's own.
-    async fn put_custom(&self, kind: Kind, name: &str, record: Record, expect: Expect) -> Result<Entry, StoreError> {
-        let (key, client) = (record.key(), self.client());
-        let mut wanted = custom::write(kind, name, &record);
-        for _ in 0..TRIES {
-            // A claim is made at once: that it is new is what makes it one.
-            let found = match expect {
-                Expect::Absent => None,
-                _ => client.get(kind, name).await.map_err(|fault| fault.at(&client.place))?,
-            };
-            let written = match found {
-                None => {
-                    check(&key, expect, None, 0)?;
-                    if let Record::Block(block) = &record {
-                        wanted["metadata"]["ownerReferences"] = self.owner(&client, &block.owner).await?;
-                    }
-                    let made = unless_conflict(&client, client.create(kind, &wanted).await)?;
-                    if made.is_none() && expect == Expect::Absent {
-                        let found = self.get(&key).await?;
-                        check(&key, expect, found.as_ref(), 0)?;
-                    }
-                    made
-                }
-                Some(found) => {
-                    let held = self.read_custom(kind, &found)?;
-                    check(&key, expect, Some(&held), found.metadata.revision())?;
-                    if held.record == record {
-                        return Ok(held);
-                    }
-                    let mut patch = json!({"spec": difference(&found.spec, &wanted["spec"])});
-                    patch["metadata"]["resourceVersion"] = found.metadata.resource_version.into();
-                    unless_conflict(&client, client.patch(kind, name, &patch).await)?
-                }
-            };
-            if let Some(written) = written {
-                return self.read_custom(kind, &written);
-            }
-        }
-        Err(self.contended(&client, &key))
-    }
-
-    /// A block goes with its Node: Kubernetes' own collector removes it. A Node that is gone gives back what it had.
-    async fn owner(&self, client: &Client, name: &NodeName) -> Result<Value, StoreError> {
-        let meta = client.get_meta(Kind::Node, name.as_str()).await.map_err(|fault| fault.at(&client.place))?;
-        let Some(meta) = meta else {
-            let cause = "Kubernetes has no Node of this name, and a block goes with its Node".to_owned();
-            return Err(StoreError::Refused { key: Key::Node(name.clone()), cause });
-        };
-        Ok(json!([{"apiVersion": "v1", "kind": "Node", "name": meta.name, "uid": meta.uid}]))
-    }
-
-    fn read_custom(&self, kind: Kind, object: &Object) -> Result<Entry, StoreError> {
-        let unreadable =
-            |cause| StoreError::Unreadable { key: format!("{}/{}", kind.resource(), object.metadata.name), cause };
-        let record = custom::read(kind, object).map_err(unreadable)?;
-        Ok(self.shared.stamp(entry(record, &object.metadata)))
-    }
-
     fn contended(&self, client: &Client, key: &Key) -> StoreError {
         Fault::Transport(format!("{key} was written by others {TRIES} times meanwhile; it is tried again"))
             .at(&client.place)
@@ -399,7 +213,7 @@ impl Store for Kubernetes {
         let key = record.key();
         match (record, custom::place(&key)) {
             (Record::Lease(lease), _) => {
-                *lock(&self.shared.own) = Some(lease.node.clone());
+                self.shared.set_own(&lease.node);
                 Ok(Entry { record: Record::Lease(lease), created: 1, revision: 1 })
             }
             (Record::Node(node), _) => self.put_node(node, expect).await,
@@ -414,32 +228,9 @@ impl Store for Kubernetes {
         for _ in 0..TRIES {
             let done = match (key, custom::place(key)) {
                 (Key::Lease(_), _) => Some(()),
-                (Key::Node(name), _) => {
-                    let meta =
-                        client.get_meta(Kind::Node, name.as_str()).await.map_err(|fault| fault.at(&client.place))?;
-                    let dialect = read_dialect(&self.address)?;
-                    let reading = meta.as_ref().map(|meta| dialect.read(meta));
-                    let node = reading.as_ref().and_then(|reading| Some(reading.as_ref().ok()?.as_ref()?.node.clone()));
-                    let found =
-                        node.zip(meta.as_ref()).map(|(node, meta)| self.shared.stamp(entry(Record::Node(node), meta)));
-                    check(key, expect, found.as_ref(), meta.as_ref().map_or(0, Meta::revision))?;
-                    match meta.filter(|_| !matches!(reading, Some(Ok(None)))) {
-                        Some(metadata) => {
-                            let object = Object { metadata, ..Object::default() };
-                            self.annotate(&client, &object, dialect.cleared()).await?.map(drop)
-                        }
-                        None => Some(()),
-                    }
-                }
+                (Key::Node(name), _) => self.delete_node(&client, name, expect).await?,
                 (_, Some((kind, name))) if !self.has_pod_cidrs() => {
-                    let object = client.get(kind, &name).await.map_err(|fault| fault.at(&client.place))?;
-                    let found = object.as_ref().map(|object| self.read_custom(kind, object)).transpose()?;
-                    let revision = object.map_or(0, |object| object.metadata.revision());
-                    check(key, expect, found.as_ref(), revision)?;
-                    match found {
-                        Some(_) => unless_conflict(&client, client.delete(kind, &name, revision).await)?,
-                        None => Some(()),
-                    }
+                    self.delete_custom(&client, kind, &name, key, expect).await?
                 }
                 _ => return Err(self.refused(key)),
             };
@@ -491,58 +282,6 @@ impl Store for Kubernetes {
     }
 }
 
-impl Shared {
-    /// What a Node's spec says, asked for once in its life; `None`: it is gone.
-    async fn pod_cidrs(&self, client: &Client, meta: &Meta) -> Result<Option<Vec<Prefix>>, StoreError> {
-        if let Some(known) = lock(&self.cidrs).get(&meta.uid) {
-            return Ok(Some(known.clone()));
-        }
-        let object = client.get(Kind::Node, &meta.name).await.map_err(|fault| fault.at(&client.place))?;
-        let Some(object) = object.filter(|object| object.metadata.uid == meta.uid) else { return Ok(None) };
-        // One that cannot be read is as none: Kubernetes checks them.
-        let cidrs = node::pod_cidrs(&object).unwrap_or_default();
-        if !cidrs.is_empty() {
-            lock(&self.cidrs).insert(meta.uid.clone(), cidrs.clone());
-        }
-        Ok(Some(cidrs))
-    }
-
-    fn own(&self) -> Option<NodeName> {
-        lock(&self.own).clone()
-    }
-
-    fn forget(&self, uid: &str) {
-        lock(&self.cidrs).remove(uid);
-    }
-
-    /// Forgets what a new listing does not have.
-    fn begin(&self, picture: &Picture) {
-        let there: BTreeSet<Key> = picture.entries().map(|entry| entry.record.key()).collect();
-        lock(&self.stamps).retain(|key, _| there.contains(key));
-    }
-
-    /// Gives a record the revision at which it was first seen to say what it says.
-    fn stamp(&self, mut entry: Entry) -> Entry {
-        let mut hasher = DefaultHasher::new();
-        serde_json::to_string(&entry.record).unwrap_or_default().hash(&mut hasher);
-        let mark = hasher.finish();
-        let mut stamps = lock(&self.stamps);
-        match stamps.get(&entry.record.key()) {
-            Some((revision, known)) if *known == mark && *revision <= entry.revision => entry.revision = *revision,
-            Some((revision, _)) if *revision > entry.revision => {}
-            _ => drop(stamps.insert(entry.record.key(), (entry.revision, mark))),
-        }
-        entry
-    }
-
-    fn stamped(&self, change: Change) -> Change {
-        match change {
-            Change::Put(entry) => Change::Put(self.stamp(entry)),
-            other => other,
-        }
-    }
-}
-
 /// The node that a pod is on.
 ///
 /// # Errors
@@ -581,28 +320,6 @@ fn entry(record: Record, meta: &Meta) -> Entry {
     Entry { record, created: meta.created, revision: meta.revision() }
 }
 
-fn pod_cidr_block(dialect: &Dialect, cidr: Prefix, node: &Node) -> Option<Record> {
-    let pool = dialect.net_conf.iter().flatten().find(|pool| pool.cidr.covers(cidr))?;
-    let (pool, owner, owner_uid) = (pool.name.clone(), node.name.clone(), node.uid.clone());
-    Some(Record::Block(Block { cidr, pool, owner, owner_uid }))
-}
-
-/// A node of which no more is known than that it owns a block.
-fn named(block: &Block) -> Node {
-    let (name, uid): (NodeName, NodeUid) = (block.owner.clone(), block.owner_uid.clone());
-    Node {
-        name,
-        uid,
-        underlay: PerFamily::default(),
-        public: PerFamily::default(),
-        asked: PerFamily::default(),
-        labels: BTreeMap::new(),
-        receives: Vec::new(),
-        sends: BTreeMap::new(),
-        unknown: BTreeMap::new(),
-    }
-}
-
 /// `None` when somebody else was quicker.
 fn unless_conflict<T>(client: &Client, done: Result<T, Fault>) -> Result<Option<T>, StoreError> {
     match done {
@@ -610,19 +327,4 @@ fn unless_conflict<T>(client: &Client, done: Result<T, Fault>) -> Result<Option<
         Err(fault) if fault.is_conflict() => Ok(None),
         Err(fault) => Err(fault.at(&client.place)),
     }
-}
-
-/// The merge patch (RFC 7386) that makes one value the other.
-fn difference(from: &Value, to: &Value) -> Value {
-    let (Value::Object(from), Value::Object(to)) = (from, to) else { return to.clone() };
-    let gone = from.keys().filter(|key| !to.contains_key(*key)).map(|key| (key.clone(), Value::Null));
-    let other = to.iter().filter(|(key, value)| from.get(*key) != Some(value));
-    let other = other
-        .map(|(key, value)| (key.clone(), from.get(key).map_or_else(|| value.clone(), |old| difference(old, value))));
-    Value::Object(gone.chain(other).collect())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No user of these can panic half-way through a change.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

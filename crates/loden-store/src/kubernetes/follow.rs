@@ -12,11 +12,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Shared;
 use super::client::{Client, chain, jittered};
 use super::fault::Fault;
 use super::object::{Kind, Line, Object};
 use super::picture::Picture;
+use super::shared::Shared;
 use crate::watch::Sender;
 use crate::{Change, StoreError};
 
