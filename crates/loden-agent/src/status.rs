@@ -223,7 +223,10 @@ pub fn own_blocks(view: &View, idle: impl Fn(Prefix) -> Duration) -> Vec<OwnBloc
         idle_s: idle(block.cidr).as_secs(),
         // What a pool is to be that is not in force nobody knows.
         is_wanted: view.refused_pools().contains(&block.pool)
-            || view.pools.get(&block.pool).is_some_and(|pool| ipam::is_selected(pool, &view.local.labels)),
+            || view
+                .pools
+                .get(&block.pool)
+                .is_some_and(|pool| pool.cidr.covers(block.cidr) && ipam::is_selected(pool, &view.local.labels)),
     };
     own.filter(|block| block.owner_uid == view.local.uid).map(of).collect()
 }

@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use loden_core::cni::{Success, Version};
-use loden_core::model::Prefix;
+use loden_core::model::{Prefix, Record};
+use loden_lab::Lab;
 use loden_lab::probe::stream::Stream;
 use loden_linux::netns::{self, NetNs};
+use loden_linux::run_dir::RunDir;
+use rustix::process::Signal;
 use serde_json::{Map, Value};
 
-use crate::support::{SEGMENT, hosts, say, stop, up, wait_for};
+use crate::support::{SEGMENT, all_reach, hosts, say, stop, streams, up, wait_for};
 
 /// Pods that come at once. A /28 has 13 addresses for pods.
 const PODS: usize = 500;
@@ -112,4 +115,88 @@ fn a_pool_that_has_no_block_more_is_named_to_the_runtime() {
     assert!(began.elapsed() < Duration::from_secs(3), "nobody is there to be waited for");
     attached.iter().for_each(|pod| lab.detach(pod).expect("detached"));
     ["late", "alone"].iter().for_each(|name| netns::remove(&lab.netns_path(name)).expect("removed"));
+}
+
+/// Pods come and go, blocks are claimed and given back all the time, and the agent is killed in between, anywhere.
+#[test]
+fn an_agent_that_is_killed_anywhere_leaves_no_pod_without_its_block() {
+    let two = |n: usize| format!("[[host]]\nname = \"host{n}\"\npods = 1\n[host.agent]\nblock_idle_seconds = 1\n");
+    let lab = up("block-kills", &[SEGMENT, &two(1), &two(2), POOL].concat());
+    let agent = lab.agent("host1").expect("an agent");
+    // What is lost while neighbours are found out for the first time is not what is looked for.
+    all_reach(&lab);
+    let running = streams(&lab, "host1", "host2");
+    let names: &[String] = &(0..20).map(|n| format!("wave{n}")).collect::<Vec<_>>();
+    names.iter().for_each(|name| drop(NetNs::create(&lab.netns_path(name)).expect("a namespace")));
+    let plugin = &|verb, name: &str| lab.cni(verb, "host1", name, &Map::new()).expect("it is executed");
+    let (mut attached, mut most, mut least) = (0, 0, usize::MAX);
+    for n in 0..12_u64 {
+        attached += std::thread::scope(|scope| {
+            // Some fail: their agent was killed while they waited. A runtime would come again.
+            let wave = |verb| {
+                std::thread::scope(|wave| {
+                    let calls: Vec<_> =
+                        names.iter().map(|name| wave.spawn(|| plugin(verb, name).status.success())).collect();
+                    calls.into_iter().filter_map(|call| call.join().ok()).filter(|is_done| *is_done).count()
+                })
+            };
+            let waves = scope.spawn(move || {
+                let attached = wave("ADD");
+                assert_eq!(wave("DEL"), names.len());
+                attached
+            });
+            // Here and not in a thread: an agent of a lab ends with the thread that has started it.
+            for kill in 0.. {
+                std::thread::sleep(Duration::from_micros(20_000 + (n * 7919 + kill * 104_729) % 180_000));
+                if waves.is_finished() {
+                    break;
+                }
+                agent.end(Signal::KILL).expect("it ends");
+                agent.start(&lab.binaries().lodend, false).expect("it starts");
+            }
+            waves.join().expect("no panic")
+        });
+        agent.wait_ready().expect("it gets ready");
+        wait_for("its answer", || agent.status().is_ok_and(|status| status.store.up));
+        most = most.max(agent.status().expect("a status").blocks.len());
+        if n % 4 == 3 {
+            wait_for("all are given back but one", || agent.status().expect("a status").blocks.len() == 1);
+            least = 1;
+        }
+        is_consistent(&lab, "host1");
+    }
+    let (sent, lost) = stop(running);
+    say(&format!(
+        "{attached} of {} were attached, {least} to {most} blocks, {lost} of {sent} packets lost",
+        12 * names.len()
+    ));
+    assert!(attached > 60 && most > 1, "both have to be seen");
+    assert_eq!(lost, 0);
+    names.iter().for_each(|name| netns::remove(&lab.netns_path(name)).expect("removed"));
+}
+
+/// Every address that a pod has is of a block that the store says is the host's.
+fn is_consistent(lab: &Lab, host: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let listing =
+        runtime.block_on(async { loden_store::open(&lab.store_url()).await.expect("the store").list().await });
+    let owned: Vec<Prefix> = listing
+        .expect("listed")
+        .entries
+        .into_iter()
+        .filter_map(|entry| match entry.record {
+            Record::Block(block) if block.owner.as_str() == host => Some(block.cidr),
+            _ => None,
+        })
+        .collect();
+    let run_dir = RunDir::new(lab.agent(host).expect("an agent").run_dir());
+    for attachment in run_dir.attachments().good {
+        for addr in attachment.ips() {
+            assert!(
+                owned.iter().any(|block| block.contains(addr)),
+                "{}: {addr} is in none of {owned:?}",
+                attachment.key
+            );
+        }
+    }
 }

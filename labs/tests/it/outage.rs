@@ -42,6 +42,7 @@ fn bring_back(lab: &Lab) {
 fn an_agent_that_starts_while_the_store_is_away_loses_nothing_writes_nothing_and_serves_pods() {
     let lab = up("outage", &[SEGMENT, &hosts(2, ""), POOLS].concat());
     let agent = lab.agent("host1").expect("an agent");
+    all_reach(&lab);
     let running = streams(&lab, "host1", "host2");
     take_away(&lab);
     for _ in 0..3 {

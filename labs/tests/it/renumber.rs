@@ -10,7 +10,7 @@ use loden_linux::sysctl;
 use loden_store::{Expect, Store};
 
 use crate::drift::observe;
-use crate::support::{Guard, by_hand, hosts, number, say, stop, streams, up, wait_for};
+use crate::support::{Guard, all_reach, by_hand, hosts, number, say, stop, streams, up, wait_for};
 
 const SEGMENT: &str = "[[segment]]\nname = \"s\"\nv4 = \"192.0.2.0/24\"\n";
 const OLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -49,6 +49,7 @@ fn peers_follow_an_address_that_is_changed_at_once() {
     for backend in ["vxlan", "host-gw"] {
         let lab = lab(&format!("renumber-{backend}"), backend);
         assert!(entries_for(&lab, OLD) > 0 && entries_for(&lab, NEW) == 0);
+        all_reach(&lab);
         let running = streams(&lab, "host1", "host2");
         change(&lab, NEW, true);
         change(&lab, OLD, false);
@@ -72,6 +73,7 @@ fn peers_follow_an_address_that_is_changed_at_once() {
 async fn an_address_that_is_asked_for_while_the_old_one_is_there_costs_nothing() {
     for backend in ["vxlan", "host-gw"] {
         let lab = lab(&format!("asked-{backend}"), backend);
+        all_reach(&lab);
         let running = streams(&lab, "host1", "host2");
         change(&lab, NEW, true);
         let store = loden_store::open(&lab.store_url()).await.expect("the store");

@@ -139,6 +139,7 @@ impl Cluster {
             let of_pool = self.own_blocks.values().filter(|(block, _)| block.pool == pool.name);
             let own: Vec<Prefix> = of_pool
                 .map(|(block, _)| block.cidr)
+                .filter(|cidr| pool.cidr.covers(*cidr))
                 .filter(|cidr| !outward.retired.contains(cidr) && !outward.refused.contains(cidr))
                 .collect();
             let answered = match self.blocks.answered.get(&pool.name) {

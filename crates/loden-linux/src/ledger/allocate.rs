@@ -24,7 +24,7 @@ impl Ledger {
     /// [`ReserveError`].
     pub fn has_room(&self, demand: &Demand, quarantine: u32) -> Result<(), ReserveError> {
         let mut full = Vec::new();
-        for choice in &demand.choices {
+        for choice in &self.still_served(&demand.choices)? {
             match self.first_with_room(choice, demand, quarantine, Look::Thorough)? {
                 Ok(_) => {}
                 Err(why) => full.extend(why),
