@@ -357,14 +357,18 @@ pub fn change(w: &mut Writer, name: IfName, new: &Link, old: &Link, underlay: Op
         w.end();
     }
     w.begin(SET, 0);
-    w.raw(&info(0, if new.up { IFF_UP } else { 0 }, if new.up == old.up { 0 } else { IFF_UP }));
+    // Flags without a mask would be all of the link's (`rtnl_dev_get_flags`, net/core/rtnetlink.c).
+    let mask = if new.up == old.up { 0 } else { IFF_UP };
+    w.raw(&info(0, if new.up { mask } else { 0 }, mask));
     w.text(ifla::IFNAME, name.as_str());
     if new.mtu != old.mtu {
         w.u32(ifla::MTU, new.mtu);
     }
     // A bridge takes the lowest address of its ports until it is told one, though it is the same (`br_stp_recalculate_bridge_id`,
-    // net/bridge/br_stp_if.c): one that changes hands is told.
-    if let Some(address) = new.mac.filter(|_| new.mac != old.mac || new.group != old.group) {
+    // net/bridge/br_stp_if.c): one that changes hands is told. Any other link would only lose its neighbours, permanent ones too
+    // (`neigh_changeaddr`, net/core/neighbour.c).
+    let is_told = matches!(new.kind, LinkKind::Bridge(_)) && new.group != old.group;
+    if let Some(address) = new.mac.filter(|_| new.mac != old.mac || is_told) {
         w.mac(ifla::ADDRESS, address);
     }
     if new.master != old.master {

@@ -3,6 +3,7 @@
 use loden_core::kernel::{Kernel, Key, Object, PARKED_GROUP, Scope, Sort, Via};
 use loden_core::model::Prefix;
 use loden_core::plan::Verb;
+use loden_linux::netlink::{Protocol, Socket};
 use loden_linux::rt::route::{self, To};
 use loden_linux::rt::{address, link, neighbour};
 
@@ -225,6 +226,37 @@ fn a_predecessors_routes_change_hands_with_its_device() {
             apply(&mut kernel, &[step(Verb::Remove, key, None, Some(left))]);
             assert_eq!(observe(&mut kernel, &[]).get(&key), None, "{block}");
         }
+    });
+}
+
+#[test]
+fn a_device_that_changes_hands_keeps_its_neighbours_and_its_flags() {
+    in_namespace(|| {
+        let mut kernel = kernel_with_v1();
+        let ours = vxlan("192.168.7.1");
+        let mut theirs = ours.clone();
+        (theirs.group, theirs.mtu) = (0, 1450);
+        foreign(|w| link::change(w, ifname("v1"), &theirs, &ours, None, None));
+        foreign(|w| neighbour::put(w, index_of("v1"), ip("10.64.9.0"), mac("02:00:00:00:00:09")));
+        let there = || {
+            let mut w = loden_linux::netlink::Writer::default();
+            neighbour::list(&mut w, loden_core::model::Family::V4);
+            let mut socket = Socket::open(Protocol::Route).expect("a socket");
+            let all = socket
+                .dump("neighbours", &mut w, Vec::new, |all: &mut Vec<_>, m| all.extend(neighbour::parse(m.payload)));
+            let is_there = all.expect("listed").iter().any(|seen| seen.is_permanent && seen.index == index_of("v1"));
+            // `IFF_MULTICAST`, which it has from the beginning.
+            let mut is_multicast = false;
+            let read = link::read_with(&mut socket, ifname("v1"), |payload| {
+                is_multicast = u32::from_ne_bytes(payload[8..12].try_into().expect("flags")) & 0x1000 != 0;
+            });
+            read.expect("read").expect("there");
+            (is_there, is_multicast)
+        };
+        assert_eq!(there(), (true, true));
+        let [wanted, is] = [ours, theirs].map(link_object);
+        apply(&mut kernel, &[step(Verb::Change, link_key("v1"), Some(wanted), Some(is))]);
+        assert_eq!(there(), (true, true));
     });
 }
 
