@@ -49,7 +49,7 @@ fn build() -> Result<PathBuf> {
     let flags =
         format!("-s -w -X {package}.gitVersion=v{VERSION} -X {package}.gitMajor=1 -X {package}.gitMinor={minor}");
     let mut go = peers::go()?;
-    go.args(["build", "-trimpath", "-ldflags", &flags, "-o"]).arg(&program).arg(".");
+    go.args(["build", "-ldflags", &flags, "-o"]).arg(&program).arg(".");
     peers::made(go.current_dir(shell::root().join("labs/peers/kube-apiserver")))?;
     Ok(program)
 }
