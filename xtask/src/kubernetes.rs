@@ -15,7 +15,7 @@ use loden_linux::{LinuxError, spawn};
 
 use crate::{peers, shell, suite};
 
-const VERSION: &str = "1.37.2";
+const VERSION: &str = "1.37.0";
 /// How long the API server may take to be ready; it takes five seconds on an idle machine.
 const READY: Duration = Duration::from_secs(120);
 
