@@ -7,7 +7,7 @@ use loden_store::{Expect, Store, StoreError};
 
 use super::pki::Pki;
 use super::server::{self, Server};
-use super::{next, node};
+use super::{LEAST_TTL, lease, next, node};
 
 /// The line that a store's listing fails with.
 async fn line(store: &dyn Store) -> String {
@@ -106,7 +106,10 @@ async fn users_that_may_not() {
     server.store(&signed_in("loden", &password)).list().await.expect("lists");
     let mut root = with_users(&server).await;
     let store = server.store(&signed_in("loden", &password));
-    let made = store.put(node("a", "1"), Expect::Absent, None).await.expect("written");
+    store.put(node("a", "1"), Expect::Absent, None).await.expect("written");
+    let held = store.put(lease("a", "1"), Expect::Absent, Some(LEAST_TTL)).await.expect("taken");
+    store.renew(&held.record.key(), held.revision, LEAST_TTL).await.expect("renewed");
+    store.delete(&held.record.key(), Expect::Any).await.expect("given back");
     for (options, expected) in [
         (signed_in("loden", &wrong), &["lets this client not", "authentication failed", "`password_file`"]),
         (signed_in("nobody", &password), &["lets this client not", "authentication failed", "`password_file`"]),
@@ -119,12 +122,13 @@ async fn users_that_may_not() {
         says(&line(&*server.store(&options)).await, expected);
     }
     // Rights that are taken away while the store is in use, and given again.
-    let mut watch = store.watch(made.revision).await.expect("watches");
+    let from = store.list().await.expect("lists").revision;
+    let mut watch = store.watch(from).await.expect("watches");
     let all = RoleRevokePermissionOptions::new().with_prefix();
     root.role_revoke_permission("network", "/loden/", Some(all)).await.expect("revoked");
     let denied = store.put(node("a", "2"), Expect::Any, None).await.expect_err("no longer");
     says(&denied.to_string(), &["permission denied"]);
-    let refused = match store.watch(made.revision).await {
+    let refused = match store.watch(from).await {
         Err(error) => error,
         Ok(mut watch) => watch.next().await.expect_err("no longer"),
     };

@@ -114,16 +114,15 @@ async fn a_write_whose_connection_is_cut_is_made_once_and_its_answer_is_true() {
     let mut last = None;
     for n in 0..300 {
         let expect = last.map_or(Expect::Absent, Expect::Revision);
-        // All the tries of one call may be cut: then it is asked what is there, as the agent does.
-        let entry = match store.put(node("a", &n.to_string()), expect, None).await {
+        let record = node("a", &n.to_string());
+        let entry = match store.put(record.clone(), expect, None).await {
             Ok(entry) => entry,
-            Err(StoreError::Unavailable { .. }) => {
-                let found = sure.get(&key("a")).await.expect("readable");
-                match found.filter(|found| found.record == node("a", &n.to_string())) {
-                    Some(found) => found,
-                    None => sure.put(node("a", &n.to_string()), expect, None).await.expect("not written before"),
-                }
-            }
+            // All the tries of one call may be cut, and one of them be carried out now or later: once it is in the way of a sure one.
+            Err(StoreError::Unavailable { .. }) => match sure.put(record.clone(), expect, None).await {
+                Ok(entry) => entry,
+                Err(StoreError::Conflict { found: Some(found), .. }) if found.record == record => *found,
+                Err(error) => panic!("{n}: {error}"),
+            },
             Err(error) => panic!("{n}: {error}"),
         };
         assert_eq!(sure.get(&key("a")).await.expect("readable"), Some(entry.clone()), "{n}");
