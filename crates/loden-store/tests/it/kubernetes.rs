@@ -1,5 +1,6 @@
 //! The store in Kubernetes: a suite that runs against the double in every run, and against a real API server when `LODEN_KUBERNETES`
-//! names an administrator's kubeconfig (deploy/crds.yaml applied); and what only a double can do.
+//! names an administrator's kubeconfig (deploy/crds.yaml applied) and, where the role is to be tested as well, `LODEN_KUBERNETES_AGENT`
+//! that of an account with role `loden`; and what only a double can do.
 
 mod bytes;
 mod claims;
@@ -32,34 +33,38 @@ struct Bench {
     net_conf: PathBuf,
     admin: kube::Client,
     _dir: tempfile::TempDir,
+    #[expect(dead_code, reason = "it is held")]
+    turn: Option<tokio::sync::MutexGuard<'static, ()>>,
 }
+
+/// A real cluster is one test's at a time.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 impl Bench {
     async fn new(role: Role) -> Self {
-        match std::env::var_os("LODEN_KUBERNETES") {
-            Some(kubeconfig) => Self::made(None, kubeconfig.into()).await,
-            None => Self::of(Double::start(role).await).await,
-        }
+        let Some(admin) = std::env::var_os("LODEN_KUBERNETES") else {
+            return Self::of(Double::start(role).await).await;
+        };
+        let agent = std::env::var_os("LODEN_KUBERNETES_AGENT").unwrap_or_else(|| admin.clone());
+        let turn = TURN.lock().await;
+        let bench = Self { turn: Some(turn), ..Self::made(None, agent.into(), admin.into()).await };
+        bench.sweep().await;
+        bench
     }
 
     async fn of(double: Double) -> Self {
-        let kubeconfig = double.path("agent");
-        Self::made(Some(double), kubeconfig).await
+        let (agent, admin) = (double.path("agent"), double.path("admin"));
+        Self::made(Some(double), agent, admin).await
     }
 
-    async fn made(double: Option<Double>, kubeconfig: PathBuf) -> Self {
+    async fn made(double: Option<Double>, kubeconfig: PathBuf, admin: PathBuf) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let net_conf = dir.path().join("net-conf.json");
         std::fs::write(&net_conf, NET_CONF).expect("written");
-        let admins = double.as_ref().map_or_else(|| kubeconfig.clone(), |double| double.path("admin"));
-        let config = kube::config::Kubeconfig::read_from(admins).expect("a kubeconfig");
+        let config = kube::config::Kubeconfig::read_from(admin).expect("a kubeconfig");
         let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.expect("a configuration");
         let admin = kube::Client::try_from(config).expect("a client");
-        let bench = Self { double, kubeconfig, net_conf, admin, _dir: dir };
-        if bench.double.is_none() {
-            bench.sweep().await;
-        }
-        bench
+        Self { double, kubeconfig, net_conf, admin, _dir: dir, turn: None }
     }
 
     /// Takes away what an earlier run has left in a real cluster.
@@ -68,7 +73,7 @@ impl Bench {
             let all = self.api(kind).list(&Default::default()).await.expect("lists");
             for object in all.items {
                 let name = object.metadata.name.expect("a name");
-                if name.starts_with("suite-") || name.starts_with("198-18-") {
+                if ["suite-", "198-18-", "2001-db8-f000-"].iter().any(|ours| name.starts_with(ours)) {
                     self.api(kind).delete(&name, &DeleteParams::default()).await.expect("removed");
                 }
             }
