@@ -15,6 +15,7 @@ mod outage;
 mod refuse;
 mod renumber;
 mod routed;
+mod rules;
 mod runtimes;
 mod shapes;
 mod soak;

@@ -4,6 +4,7 @@
 mod blocks;
 mod cluster;
 mod double;
+mod face;
 mod journal;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
