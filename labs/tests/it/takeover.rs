@@ -110,6 +110,35 @@ impl Scene {
     }
 }
 
+/// What `/healthz` or `/readyz` answers at the port that flanneld's flag gives.
+fn health(lab: &Lab, path: &str) -> String {
+    let script = format!("busybox wget -qSO- http://127.0.0.1:8081/{path} 2>&1 || true");
+    flannel::run(lab, "host1", &script)
+}
+
+fn is_ok(answer: &str) -> bool {
+    answer.contains("HTTP/1.1 200")
+}
+
+/// Readiness goes back when the file that others read cannot be written, and comes again (flanneld stays ready once it was).
+fn readiness_follows_subnet_env(scene: &Scene) {
+    let (lab, host) = (&scene.lab, &scene.laid[0]);
+    assert!(is_ok(&health(lab, "healthz")) && is_ok(&health(lab, "readyz")), "{}", health(lab, "readyz"));
+    let file = host.subnet_file(lab);
+    std::fs::remove_file(&file).expect("removed");
+    std::fs::create_dir(&file).expect("in its place");
+    // The next round comes with the next pod.
+    let pod = lab.attach_with("host1", "host1-more", &host.plugin_keys(lab)).expect("attached");
+    wait_for("not ready", || !is_ok(&health(lab, "readyz")));
+    let problems = lab.agent("host1").expect("an agent").status().expect("a status").problems;
+    assert!(problems.iter().any(|problem| problem.subject == "subnet.env"), "{problems:?}");
+    assert!(is_ok(&health(lab, "healthz")));
+    std::fs::remove_dir(&file).expect("removed");
+    lab.cni("DEL", "host1", &pod.name, &host.plugin_keys(lab)).expect("executed");
+    wait_for("ready", || is_ok(&health(lab, "readyz")));
+    assert_eq!(std::fs::read_to_string(&file).expect("written"), host.subnet_env());
+}
+
 fn changes_hands(name: &str, kind: Kind) {
     let mut scene = up(name, kind);
     let running = scene.streams();
@@ -141,6 +170,7 @@ fn changes_hands(name: &str, kind: Kind) {
     }
     scene.lab.0.set_pods(new);
     all_reach(&scene.lab);
+    readiness_follows_subnet_env(&scene);
     // An agent that starts again finds all as it should be.
     let agent = scene.lab.agent("host1").expect("an agent");
     agent.end(Signal::TERM).expect("it ends");

@@ -230,7 +230,7 @@ END"
             symlink(&binaries().lodend, &program).expect("a link");
         }
         let mut command = Command::new(program);
-        command.args(["--ip-masq", "-iface=eth0", "-etcd-endpoints", Etcd::ENDPOINT]);
+        command.args(["--ip-masq", "-iface=eth0", "-etcd-endpoints", Etcd::ENDPOINT, "--healthz-port=8081"]);
         command.arg(format!("--subnet-file={}", self.subnet_file(lab).display()));
         // Where the lab's host has its run directory, and what its node is called.
         command.env("LODEN_CONFIG", lab.agent(&self.name()).expect("an agent").config());
