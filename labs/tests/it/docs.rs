@@ -8,14 +8,16 @@ use loden_core::config::node::NodeConfig;
 
 use crate::support::binaries;
 
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 11] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "docs/src/attachments.md",
     "docs/src/datastores.md",
+    "docs/src/flannel.md",
     "docs/src/introduction.md",
     "docs/src/labs.md",
+    "docs/src/node.md",
     "docs/src/pools.md",
     "docs/src/troubleshooting.md",
 ];

@@ -242,3 +242,35 @@ fn a_mixed_cluster() {
     });
     assert!(!flannel::run(&scene.lab, "host1", "ip route").contains("10.244.3.0/24"));
 }
+
+/// Back to flannel, as the book says it: the agent ends, its records go, flanneld finds its lease and its devices.
+#[test]
+fn a_host_goes_back() {
+    let scene = up("takeover-back", Kind::Vxlan);
+    for host in &scene.laid[..2] {
+        scene.take_over(host);
+    }
+    let running = scene.streams();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let (back, other) = (&scene.laid[0], scene.lab.agent("host2").expect("an agent"));
+    scene.lab.agent("host1").expect("an agent").end(Signal::TERM).expect("it ends");
+    for key in ["block/10.244.1.0-24", "node/host1", "lease/host1"] {
+        scene.etcd.delete(&format!("/coreos.com/network/loden/{key}"));
+    }
+    wait_for("flannel's node", || {
+        let status = other.status().expect("a status");
+        let has_block = |node: &str| {
+            status.peers.iter().any(|peer| peer.node.as_str() == node && !peer.blocks.is_empty() && peer.missing == 0)
+        };
+        has_block("192.0.2.1") && !has_block("host1") && status.kernel.pending == 0
+    });
+    // What flanneld does when it starts: it keeps the device that fits, and writes its entries over those that there are.
+    scene.laid.iter().filter(|peer| peer.n != back.n).for_each(|peer| back.reach(&scene.lab, peer));
+    flannel::run(&scene.lab, "host1", "nft delete table inet loden");
+    let routes = flannel::run(&scene.lab, "host1", "ip route");
+    assert!(!routes.contains("proto 76") && routes.contains("10.244.2.0/24 via 10.244.2.0"), "{routes}");
+    let (sent, lost) = stop(running);
+    say(&format!("back: {lost} of {sent} packets lost"));
+    assert_eq!(scene.etcd.get(&back.key()), back.lease());
+    assert_eq!(lost, 0);
+}

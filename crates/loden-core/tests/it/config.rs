@@ -277,3 +277,12 @@ fn a_nodes_faults_are_answered_with_what_was_meant() {
     check_node("resync_seconds = 1", "`resync_seconds` is 1: a whole number from 5 to 86400 was meant");
     check_node("labels = \"west\"", "`labels` is \"west\": a table of texts was meant, such as { zone = \"a\" }");
 }
+
+#[test]
+fn the_book_has_every_key_of_a_node() {
+    let book = fs::read_to_string(fixtures().join("../docs/src/node.md")).expect("the book");
+    let example: serde_json::Value = example("lodend.toml");
+    let all = example.as_object().expect("a table").keys();
+    let missing: Vec<_> = all.filter(|key| !book.contains(&format!("`{key}`"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
