@@ -53,7 +53,7 @@ impl SubnetFile {
     /// # Errors
     /// What is missing, or keeps it from being written.
     pub fn write(&self, view: &View, node: &NodeFile) -> Result<(), Problem> {
-        let text = content(view, node)?.to_string();
+        let text = content(view, node, &self.former().0)?.to_string();
         if fs::read(&self.path).is_ok_and(|there| there == text.as_bytes()) {
             return Ok(());
         }
@@ -63,17 +63,19 @@ impl SubnetFile {
     }
 }
 
-/// What the file is to say: of each family the first block and the networks, that of the block first.
+/// What the file is to say: of each family a block, the one that it says already as long as that is this node's, else the first; and the
+/// networks, that of the block first.
 ///
 /// # Errors
 /// The family that has no block yet.
-fn content(view: &View, node: &NodeFile) -> Result<SubnetEnv, Problem> {
+fn content(view: &View, node: &NodeFile, said: &[Prefix]) -> Result<SubnetEnv, Problem> {
     let is_for_this_node = |pool: &&Pool| ipam::is_selected(pool, &view.local.labels);
     let families: BTreeSet<Family> =
         view.pools.values().filter(is_for_this_node).map(|pool| pool.cidr.family()).collect();
     let (mut networks, mut subnets) = (Vec::new(), Vec::new());
     for family in families {
-        let Some(first) = node.blocks.iter().find(|block| block.cidr.family() == family) else {
+        let of_family = || node.blocks.iter().filter(|block| block.cidr.family() == family);
+        let Some(first) = of_family().find(|block| said.contains(&block.cidr)).or_else(|| of_family().next()) else {
             return Err(Problem::new(SUBJECT, format!("it is not written: this node has no {family} block yet")));
         };
         subnets.push(first.cidr);

@@ -133,7 +133,10 @@ impl Worker {
         state.blocks.looked_at();
         self.refresh_cluster(state);
         state.blocks.refuse(&state.around.cluster.problems);
-        let own = status::own_blocks(reconciler.view(), |cidr| state.blocks.idle(cidr));
+        // Those who read flannel's file take addresses without a word to this agent: what it names is never idle.
+        let named = self.subnet_file.as_ref().map(|file| file.former().0).unwrap_or_default();
+        let idle = |cidr| if named.contains(&cidr) { Duration::ZERO } else { state.blocks.idle(cidr) };
+        let own = status::own_blocks(reconciler.view(), idle);
         let is_ready = state.around.cluster.leased && state.around.cluster.up;
         if is_ready && let Some(cidr) = state.blocks.surplus(&own, self.block_idle) {
             state.blocks.retire(cidr);

@@ -114,6 +114,16 @@ fn subnet_env_says_all_or_nothing() {
     file.write(&view, &node).expect("nothing is to be done");
     assert_eq!(inode().ino(), before, "what is there is not written again");
 
+    // A further block, though it be a lower one, does not move those who read the file.
+    node.blocks.reverse();
+    file.write(&view, &node).expect("nothing is to be done");
+    assert_eq!(read(), ENV);
+    let lost = node.blocks.pop();
+    file.write(&view, &node).expect("written");
+    assert!(read().contains("FLANNEL_SUBNET=10.244.9.1/24\n"), "{}", read());
+    node.blocks = vec![lost.expect("a block")];
+    file.write(&view, &node).expect("written");
+
     // A second family: the file stays as it was until both are there.
     let of_v4 = listing(0, &vxlan());
     let Record::Pool(pool) = &of_v4[0].record else { panic!("a pool") };
