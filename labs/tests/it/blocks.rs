@@ -97,6 +97,32 @@ fn five_hundred_pods_at_once_all_get_an_address_and_their_blocks_go_back_when_th
     names.iter().for_each(|name| netns::remove(&lab.netns_path(name)).expect("removed"));
 }
 
+/// Who reads flannel's file takes addresses of it without a word to the agent.
+#[test]
+fn the_block_that_subnet_env_names_never_goes_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("subnet.env");
+    // The highest goes first, else.
+    let env =
+        "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.255.241/28\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    std::fs::write(&file, env).expect("written");
+    let keys = format!("[host.agent]\nblock_idle_seconds = 1\nsubnet_file = {:?}\n", file.display().to_string());
+    let lab = up("named", &[SEGMENT, &hosts(1, &keys), POOL].concat());
+    let agent = lab.agent("host1").expect("an agent");
+    let blocks = || -> Vec<String> {
+        agent.status().expect("a status").blocks.iter().map(|block| block.cidr.to_string()).collect()
+    };
+    assert_eq!(blocks(), ["10.244.255.240/28"]);
+    let attached: Vec<_> = (1..13).map(|n| lab.attach("host1", &format!("more{n}")).expect("attached")).collect();
+    wait_for("a further block", || blocks().len() == 2);
+    assert_eq!(std::fs::read_to_string(&file).expect("there"), env);
+    attached.iter().chain(lab.pods()).for_each(|pod| lab.detach(pod).expect("detached"));
+    wait_for("the further one's going back", || blocks().len() == 1);
+    assert_eq!(blocks(), ["10.244.255.240/28"]);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(blocks(), ["10.244.255.240/28"]);
+}
+
 #[test]
 fn a_pool_that_has_no_block_more_is_named_to_the_runtime() {
     let pool = POOL.replace("10.244.0.0/16", "10.244.0.0/28");
