@@ -2,6 +2,7 @@
 //! API server. That is built from its Go module, once, and runs with an etcd of its own in a namespace without a way out.
 
 use std::fs::{self, File};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -16,6 +17,8 @@ use loden_linux::{LinuxError, spawn};
 use crate::{peers, shell, suite};
 
 const VERSION: &str = "1.37.0";
+/// Who speaks to it: an administrator, and the suite as an agent; with the subjects of their certificates.
+const USERS: [(&str, &str); 2] = [("admin", "/O=system:masters/CN=admin"), ("loden-suite", "/CN=loden-suite")];
 /// How long the API server may take to be ready; it takes five seconds on an idle machine.
 const READY: Duration = Duration::from_secs(120);
 
@@ -29,7 +32,8 @@ pub fn run() -> Result<()> {
     let args = ["test", "-p", "loden-store", "--features", "etcd,kubernetes", "--test", "it", "kubernetes::"];
     let mut command = shell::cargo(&args);
     // What is left of one test must not be another's.
-    command.args(["--", "--test-threads=1"]).env("LODEN_KUBERNETES", server.kubeconfig());
+    command.args(["--", "--test-threads=1"]).env("LODEN_KUBERNETES", server.kubeconfig("admin"));
+    command.env("LODEN_KUBERNETES_AGENT", server.kubeconfig("loden-suite"));
     command.env("CARGO_NET_OFFLINE", "true");
     spawn::in_netns(&mut command, &server.ns, true)?;
     let status = command.status().context("cargo")?;
@@ -90,7 +94,9 @@ impl<'a> Server<'a> {
         let ns = NetNs::create(&dir.path("netns"))?;
         ns.run(loopback)??;
         let mut server = Self { dir, ns, children: Vec::new() };
-        server.write_kubeconfig()?;
+        for user in USERS {
+            server.write_kubeconfig(user.0)?;
+        }
         let data = dir.path("etcd").display().to_string();
         server.spawn(Path::new("etcd"), &["--data-dir", &data, "--logger", "zap"])?;
         let file = |name: &str| dir.path(name).display().to_string();
@@ -124,42 +130,36 @@ impl<'a> Server<'a> {
         Ok(())
     }
 
-    /// Asks for the nodes until there is an answer.
+    /// Waits until it listens; the suite itself waits until it serves.
     fn wait_ready(&self) -> Result<()> {
-        let conf = self.dir.path("net-conf.json");
-        fs::write(&conf, r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#)?;
-        let address = format!("kubernetes:?kubeconfig={}&net_conf={}", self.kubeconfig().display(), conf.display());
         let begun = Instant::now();
-        let ask = || -> Result<()> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async { Ok(loden_store::open(&address).await?.list().await.map(drop)?) })
-        };
-        while let Err(error) = self.ns.run(ask)? {
+        while !self.ns.run(|| TcpStream::connect("127.0.0.1:6443").is_ok())? {
             if begun.elapsed() > READY {
                 let log = fs::read_to_string(self.dir.path("kube-apiserver.log")).unwrap_or_default();
                 let end: Vec<&str> = log.lines().rev().take(5).collect();
-                bail!("the API server does not answer: {error}\n{}", end.join("\n"));
+                bail!("the API server does not listen:\n{}", end.join("\n"));
             }
             thread::sleep(Duration::from_millis(200));
         }
-        shell::say(&format!("· Kubernetes {VERSION} answers after {:.1} s", begun.elapsed().as_secs_f64()));
+        shell::say(&format!("· Kubernetes {VERSION} listens after {:.1} s", begun.elapsed().as_secs_f64()));
         Ok(())
     }
 
-    fn kubeconfig(&self) -> PathBuf {
-        self.dir.path("admin.conf")
+    fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.dir.path(&format!("{user}.conf"))
     }
 
-    fn write_kubeconfig(&self) -> Result<()> {
+    fn write_kubeconfig(&self, user: &str) -> Result<()> {
         let file = |name: &str| self.dir.path(name).display().to_string();
+        let (cert, key) = (file(&format!("{user}.pem")), file(&format!("{user}.key")));
         let config = serde_json::json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "it",
             "clusters": [{ "name": "it", "cluster": { "server": "https://127.0.0.1:6443", "certificate-authority": file("ca.pem") } }],
-            "users": [{ "name": "admin", "user": { "client-certificate": file("admin.pem"), "client-key": file("admin.key") } }],
-            "contexts": [{ "name": "it", "context": { "cluster": "it", "user": "admin" } }],
+            "users": [{ "name": "u", "user": { "client-certificate": cert, "client-key": key } }],
+            "contexts": [{ "name": "it", "context": { "cluster": "it", "user": "u" } }],
         });
         // JSON is YAML.
-        fs::write(self.kubeconfig(), config.to_string()).context("the kubeconfig")
+        fs::write(self.kubeconfig(user), config.to_string()).context("the kubeconfig")
     }
 }
 
@@ -183,7 +183,7 @@ fn loopback() -> Result<(), LinuxError> {
     Socket::open(Protocol::Route)?.batch(&mut w)?.into_iter().collect()
 }
 
-/// One authority; the server's certificate, an administrator's, and the key that accounts' tokens are signed with.
+/// One authority; the server's certificate, the users', and the key that accounts' tokens are signed with.
 fn make_certificates(dir: &Path) -> Result<()> {
     let openssl = |args: &[&str]| shell::output(Command::new("openssl").args(args).current_dir(dir)).map(drop);
     let key =
@@ -191,8 +191,8 @@ fn make_certificates(dir: &Path) -> Result<()> {
     key("ca")?;
     key("accounts")?;
     openssl(&["req", "-x509", "-new", "-key", "ca.key", "-subj", "/CN=it", "-days", "2", "-out", "ca.pem"])?;
-    let who = [("server", "/CN=kube-apiserver", "IP:127.0.0.1"), ("admin", "/O=system:masters/CN=admin", "DNS:admin")];
-    for (name, subject, san) in who {
+    let users = USERS.map(|(name, subject)| (name, subject, "DNS:user"));
+    for (name, subject, san) in users.into_iter().chain([("server", "/CN=kube-apiserver", "IP:127.0.0.1")]) {
         key(name)?;
         fs::write(dir.join("san"), format!("subjectAltName={san}"))?;
         openssl(&["req", "-new", "-key", &format!("{name}.key"), "-subj", subject, "-out", "request"])?;

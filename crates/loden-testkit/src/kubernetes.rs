@@ -15,4 +15,4 @@ mod wire;
 pub use cluster::{Cluster, Event, Part, Refusal};
 pub use double::{Double, Faults, Log};
 pub use roles::Role;
-pub use schema::{Schemas, file};
+pub use schema::{Schemas, file, objects};

@@ -1,6 +1,6 @@
 //! The store in Kubernetes: a suite that runs against the double in every run, and against a real API server when `LODEN_KUBERNETES`
-//! names an administrator's kubeconfig (deploy/crds.yaml applied) and, where the role is to be tested as well, `LODEN_KUBERNETES_AGENT`
-//! that of an account with role `loden`; and what only a double can do.
+//! names an administrator's kubeconfig and, where the role is to be tested as well, `LODEN_KUBERNETES_AGENT` that of the user
+//! `loden-suite`; and what only a double can do.
 
 mod bytes;
 mod claims;
@@ -18,7 +18,7 @@ use kube::discovery::ApiResource;
 use loden_core::model::{Entry, Key, Node, NodeName, Prefix, Record};
 use loden_store::kubernetes::Kubernetes;
 use loden_store::{Change, Listing, Store, Watch};
-use loden_testkit::kubernetes::{Double, Role};
+use loden_testkit::kubernetes::{Double, Role, objects};
 use serde_json::{Value, json};
 
 /// flannel's net-conf.json of these tests. The addresses are for documentation and for tests, so a real cluster has others.
@@ -48,6 +48,7 @@ impl Bench {
         let agent = std::env::var_os("LODEN_KUBERNETES_AGENT").unwrap_or_else(|| admin.clone());
         let turn = TURN.lock().await;
         let bench = Self { turn: Some(turn), ..Self::made(None, agent.into(), admin.into()).await };
+        bench.install().await;
         bench.sweep().await;
         bench
     }
@@ -65,6 +66,39 @@ impl Bench {
         let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.expect("a configuration");
         let admin = kube::Client::try_from(config).expect("a client");
         Self { double, kubeconfig, net_conf, admin, _dir: dir, turn: None }
+    }
+
+    /// Applies what loden needs to a real cluster as an operator does, and gives the agent's account its role.
+    async fn install(&self) {
+        let is_ready = || async {
+            let request = http::Request::get("/readyz").body(Vec::new()).expect("a request");
+            self.admin.request_text(request).await.is_ok()
+        };
+        while !is_ready().await {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let shipped = ["deploy/crds.yaml", "deploy/rbac.yaml"].into_iter().flat_map(objects);
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "loden-suite"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "loden"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "loden-suite"}],
+        });
+        for object in shipped.chain([binding]) {
+            let object: DynamicObject = serde_json::from_value(object).expect("an object");
+            let (name, types) = (object.metadata.name.clone().expect("a name"), object.types.clone().expect("a kind"));
+            let gvk = kube::core::GroupVersionKind::try_from(&types).expect("a kind");
+            let resource = ApiResource::from_gvk(&gvk);
+            let api: Api<DynamicObject> = match &object.metadata.namespace {
+                Some(namespace) => Api::namespaced_with(self.admin.clone(), namespace, &resource),
+                None => Api::all_with(self.admin.clone(), &resource),
+            };
+            let how = PatchParams::apply("loden-suite").force();
+            api.patch(&name, &how, &Patch::Apply(&object)).await.expect("applied");
+        }
+        // A resource is served a moment after its definition is there.
+        while self.api("Block").list(&Default::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Takes away what an earlier run has left in a real cluster.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::schema::file;
+use super::schema::objects;
 
 /// The rules of a role.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ impl Role {
     /// One of the file's.
     #[must_use]
     pub fn shipped(name: &str) -> Self {
-        let all: Vec<Value> = serde_saphyr::from_multiple(&file("deploy/rbac.yaml")).expect("YAML");
+        let all = objects("deploy/rbac.yaml");
         let role = all.iter().find(|object| object["kind"] == "ClusterRole" && object["metadata"]["name"] == name);
         Self(role.expect(name)["rules"].as_array().expect("rules").clone())
     }

@@ -14,6 +14,12 @@ pub fn file(name: &str) -> String {
     std::fs::read_to_string(path(name)).expect(name)
 }
 
+/// The objects in a file of YAML of the repository.
+#[must_use]
+pub fn objects(name: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(&file(name)).expect(name)
+}
+
 /// Where it is.
 pub(super) fn path(name: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name)
@@ -23,7 +29,7 @@ impl Schemas {
     /// Those of the file.
     #[must_use]
     pub fn shipped() -> Self {
-        let all: Vec<Value> = serde_saphyr::from_multiple(&file("deploy/crds.yaml")).expect("YAML");
+        let all = objects("deploy/crds.yaml");
         let of = |crd: &Value| {
             let plural = crd["spec"]["names"]["plural"].as_str().expect("a name").to_owned();
             (plural, crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone())
