@@ -1,8 +1,10 @@
 //! A cluster of flannel's, laid to the letter, changes hands host by host while packets flow: nothing is lost, no device is made anew.
 
 mod flannel;
+mod kubernetes;
 
 use std::path::Path;
+use std::process::Command;
 
 use loden_core::model::Family;
 use loden_lab::Topology;
@@ -14,36 +16,91 @@ use rustix::process::Signal;
 
 use crate::support::{Guard, SEGMENT, all_reach, binaries, number, say, stop, wait_for};
 use flannel::{Etcd, Kind, Laid};
+use kubernetes::Kubernetes;
 
 const HOSTS: u8 = 3;
 
+/// Who assigns subnets.
+enum Manager {
+    Etcd(Etcd),
+    Kubernetes(Kubernetes),
+}
+
+impl Manager {
+    fn etcd(&self) -> &Etcd {
+        match self {
+            Self::Etcd(etcd) => etcd,
+            Self::Kubernetes(_) => panic!("this scene is one of Kubernetes"),
+        }
+    }
+
+    /// What flanneld of a host has written.
+    fn record(&self, host: &Laid) {
+        match self {
+            Self::Etcd(etcd) => etcd.put(&host.key(), &host.lease(), true),
+            Self::Kubernetes(kubernetes) => kubernetes.record(host),
+        }
+    }
+
+    /// What flanneld of other nodes sees has not changed.
+    fn must_say(&self, host: &Laid) {
+        match self {
+            Self::Etcd(etcd) => assert_eq!(etcd.get(&host.key()), host.lease()),
+            Self::Kubernetes(kubernetes) => {
+                assert_eq!(kubernetes.annotations(host), host.annotations());
+                wait_for("the node's condition", || kubernetes.condition(host)["status"] == "False");
+            }
+        }
+    }
+
+    fn command(&self, lab: &Lab, host: &Laid) -> Command {
+        let mut command = host.flanneld(lab);
+        match self {
+            Self::Etcd(etcd) => etcd.complete(&mut command, lab, host),
+            Self::Kubernetes(kubernetes) => kubernetes.complete(&mut command, lab, host),
+        }
+        command
+    }
+}
+
 struct Scene {
-    etcd: Etcd,
+    manager: Manager,
     laid: Vec<Laid>,
     lab: Guard,
 }
 
-/// Hosts with flannel's objects and a pod each, and etcd with what their flannelds wrote. No agent runs.
-fn up(name: &str, kind: Kind) -> Scene {
+fn over_etcd(lab: &Lab, net_conf: &str) -> Manager {
+    let etcd = Etcd::start(lab);
+    etcd.put("/coreos.com/network/config", net_conf, false);
+    Manager::Etcd(etcd)
+}
+
+fn over_kubernetes(lab: &Lab, net_conf: &str) -> Manager {
+    Manager::Kubernetes(Kubernetes::start(lab, net_conf))
+}
+
+type Start = fn(&Lab, &str) -> Manager;
+
+/// Hosts with flannel's objects and a pod each, and what their flannelds wrote. No agent runs.
+fn up(name: &str, kind: Kind, start: Start) -> Scene {
     let dir = Path::new("/run/loden-lab-test").join(format!("{name}-{}", std::process::id()));
     let hosts: String = (1..=HOSTS).map(|n| format!("[[host]]\nname = \"host{n}\"\nstarts = false\n")).collect();
     let text = format!("name = {name:?}\nstore = \"{}\"\n{SEGMENT}{hosts}[[server]]\nname = \"etcd\"\n", Etcd::URL);
     let topology = Topology::parse(&text).expect("a topology");
     let mut made = None;
     let prepare = |lab: &Lab| {
-        let etcd = Etcd::start(lab);
-        etcd.put("/coreos.com/network/config", &kind.net_conf(), false);
+        let manager = start(lab, &kind.net_conf());
         let laid: Vec<Laid> = (1..=HOSTS).map(|n| Laid::new(kind, n)).collect();
         for host in &laid {
-            etcd.put(&host.key(), &host.lease(), true);
+            manager.record(host);
             host.lay(lab);
             laid.iter().filter(|peer| peer.n != host.n).for_each(|peer| host.reach(lab, peer));
         }
-        made = Some((etcd, laid));
+        made = Some((manager, laid));
         Ok(())
     };
     let lab = Lab::up_with(&topology, &dir, binaries(), false, &mut |_| {}, prepare).expect("the lab comes up");
-    let (etcd, laid) = made.expect("it was laid");
+    let (manager, laid) = made.expect("it was laid");
     let mut lab = Guard(lab);
     let pods = laid.iter().map(|host| host.attach(&lab, &format!("host{}-old", host.n))).collect();
     lab.0.set_pods(pods);
@@ -54,7 +111,7 @@ fn up(name: &str, kind: Kind) -> Scene {
             wait_for("flannel", || ns.run(|| icmp::echo(addr, 56)).expect("a thread").is_ok());
         }
     }
-    Scene { etcd, laid, lab }
+    Scene { manager, laid, lab }
 }
 
 /// The pods, each with each other one.
@@ -88,7 +145,7 @@ impl Scene {
         let name = host.name();
         let before = self.devices(&name);
         let agent = self.lab.agent(&name).expect("an agent");
-        agent.start_by(host.flanneld(&self.lab), false).expect("it starts");
+        agent.start_by(self.manager.command(&self.lab, host), false).expect("it starts");
         agent.wait_ready().expect("it gets ready");
         wait_for("its peers", || {
             let status = agent.status().expect("a status");
@@ -105,8 +162,7 @@ impl Scene {
         assert!(left.is_empty(), "{name}: {left:#?}");
         let env = std::fs::read_to_string(host.subnet_file(&self.lab)).expect("subnet.env");
         assert_eq!(env, host.subnet_env());
-        // What flanneld of other nodes sees has not changed.
-        assert_eq!(self.etcd.get(&host.key()), host.lease());
+        self.manager.must_say(host);
     }
 }
 
@@ -139,8 +195,8 @@ fn readiness_follows_subnet_env(scene: &Scene) {
     assert_eq!(std::fs::read_to_string(&file).expect("written"), host.subnet_env());
 }
 
-fn changes_hands(name: &str, kind: Kind) {
-    let mut scene = up(name, kind);
+fn changes_hands(name: &str, kind: Kind, start: Start) {
+    let mut scene = up(name, kind, start);
     let running = scene.streams();
     std::thread::sleep(std::time::Duration::from_millis(300));
     for host in &scene.laid {
@@ -174,31 +230,40 @@ fn changes_hands(name: &str, kind: Kind) {
     // An agent that starts again finds all as it should be.
     let agent = scene.lab.agent("host1").expect("an agent");
     agent.end(Signal::TERM).expect("it ends");
-    agent.start_by(scene.laid[0].flanneld(&scene.lab), false).expect("it starts");
+    agent.start_by(scene.manager.command(&scene.lab, &scene.laid[0]), false).expect("it starts");
     agent.wait_ready().expect("it gets ready");
     assert_eq!(agent.status().expect("a status").kernel.writes.values().sum::<u64>(), 0);
+    if let Manager::Kubernetes(kubernetes) = &scene.manager {
+        assert!(kubernetes.double.log().refused.is_empty(), "{:?}", kubernetes.double.log().refused);
+    }
     assert_eq!(lost, 0);
 }
 
 #[test]
 fn vxlan() {
-    changes_hands("takeover-vxlan", Kind::Vxlan);
+    changes_hands("takeover-vxlan", Kind::Vxlan, over_etcd);
 }
 
 #[test]
 fn vxlan_of_both_families() {
-    changes_hands("takeover-dual", Kind::VxlanDualStack);
+    changes_hands("takeover-dual", Kind::VxlanDualStack, over_etcd);
 }
 
 #[test]
 fn host_gw() {
-    changes_hands("takeover-host-gw", Kind::HostGw);
+    changes_hands("takeover-host-gw", Kind::HostGw, over_etcd);
+}
+
+/// By the DaemonSet with the program swapped: its arguments, its variables, its role.
+#[test]
+fn in_kubernetes() {
+    changes_hands("takeover-k8s", Kind::VxlanDualStack, over_kubernetes);
 }
 
 /// One host stays flannel's: it reaches loden's pods by what loden's agents write for it.
 #[test]
 fn a_mixed_cluster() {
-    let scene = up("takeover-mixed", Kind::Vxlan);
+    let scene = up("takeover-mixed", Kind::Vxlan, over_etcd);
     let stays = &scene.laid[2];
     for host in &scene.laid[..2] {
         scene.take_over(host);
@@ -207,9 +272,9 @@ fn a_mixed_cluster() {
     let gone = scene.lab.agent("host2").expect("an agent");
     gone.end(Signal::TERM).expect("it ends");
     flannel::run(&scene.lab, "host2", "ip link delete flannel.1");
-    gone.start_by(scene.laid[1].flanneld(&scene.lab), false).expect("it starts");
+    gone.start_by(scene.manager.command(&scene.lab, &scene.laid[1]), false).expect("it starts");
     gone.wait_ready().expect("it gets ready");
-    let lease = scene.etcd.get(&scene.laid[1].key());
+    let lease = scene.manager.etcd().get(&scene.laid[1].key());
     let told = scene.laid[1].told_by(&serde_json::from_str(&lease).expect("JSON"));
     assert_ne!(told.mac, scene.laid[1].mac);
     assert_eq!(told.lease(), lease, "byte for byte as flanneld writes it");
@@ -228,13 +293,13 @@ fn a_mixed_cluster() {
     renewed.lay_vtep(&scene.lab, Family::V4);
     renewed.reach(&scene.lab, &scene.laid[0]);
     renewed.reach(&scene.lab, &told);
-    scene.etcd.put(&renewed.key(), &renewed.lease(), true);
+    scene.manager.etcd().put(&renewed.key(), &renewed.lease(), true);
     wait_for("the new VTEP", || {
         let probes = pods_alone(reach::all(&scene.lab).expect("probes"));
         probes.iter().all(|probe| probe.fault.is_none())
     });
     // Its lease is withdrawn: so are its routes.
-    scene.etcd.delete(&renewed.key());
+    scene.manager.etcd().delete(&renewed.key());
     wait_for("the end of host3", || {
         let status = scene.lab.agent("host1").expect("an agent").status().expect("a status");
         status.kernel.pending == 0
@@ -246,7 +311,7 @@ fn a_mixed_cluster() {
 /// Back to flannel, as the book says it: the agent ends, its records go, flanneld finds its lease and its devices.
 #[test]
 fn a_host_goes_back() {
-    let scene = up("takeover-back", Kind::Vxlan);
+    let scene = up("takeover-back", Kind::Vxlan, over_etcd);
     for host in &scene.laid[..2] {
         scene.take_over(host);
     }
@@ -255,7 +320,7 @@ fn a_host_goes_back() {
     let (back, other) = (&scene.laid[0], scene.lab.agent("host2").expect("an agent"));
     scene.lab.agent("host1").expect("an agent").end(Signal::TERM).expect("it ends");
     for key in ["block/10.244.1.0-24", "node/host1", "lease/host1"] {
-        scene.etcd.delete(&format!("/coreos.com/network/loden/{key}"));
+        scene.manager.etcd().delete(&format!("/coreos.com/network/loden/{key}"));
     }
     wait_for("flannel's node", || {
         let status = other.status().expect("a status");
@@ -271,6 +336,6 @@ fn a_host_goes_back() {
     assert!(!routes.contains("proto 76") && routes.contains("10.244.2.0/24 via 10.244.2.0"), "{routes}");
     let (sent, lost) = stop(running);
     say(&format!("back: {lost} of {sent} packets lost"));
-    assert_eq!(scene.etcd.get(&back.key()), back.lease());
+    assert_eq!(scene.manager.etcd().get(&back.key()), back.lease());
     assert_eq!(lost, 0);
 }

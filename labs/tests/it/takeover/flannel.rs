@@ -104,6 +104,27 @@ impl Laid {
         format!("{{\"PublicIP\":\"{}\",\"PublicIPv6\":{six},{backend}}}", self.public(Family::V4))
     }
 
+    /// The same as annotations of its Node.
+    pub fn annotations(&self) -> Map<String, Value> {
+        let lease: Value = serde_json::from_str(&self.lease()).expect("JSON");
+        let data = |key: &str| match &lease[key] {
+            Value::Null => "null".to_owned(),
+            // Go's order of keys, which is not that of serde_json.
+            data => format!("{{\"VNI\":1,\"VtepMAC\":{}}}", data["VtepMAC"]),
+        };
+        let mut all = vec![
+            ("kube-subnet-manager", "true".to_owned()),
+            ("backend-type", lease["BackendType"].as_str().expect("text").to_owned()),
+            ("backend-data", data("BackendData")),
+            ("public-ip", self.public(Family::V4)),
+        ];
+        if self.kind.is_dual() {
+            all.push(("backend-v6-data", data("BackendV6Data")));
+            all.push(("public-ipv6", self.public(Family::V6)));
+        }
+        all.into_iter().map(|(key, value)| (format!("flannel.alpha.coreos.com/{key}"), value.into())).collect()
+    }
+
     /// The same host as a lease has it.
     pub fn told_by(&self, lease: &Value) -> Self {
         let mac = lease["BackendData"]["VtepMAC"].as_str().expect("a MAC").to_owned();
@@ -221,7 +242,7 @@ END"
         )
     }
 
-    /// flanneld's command line, which loden's agent takes.
+    /// flanneld's command line, which loden's agent takes, as far as it does not say who assigns subnets.
     pub fn flanneld(&self, lab: &Lab) -> Command {
         let bin = lab.dir().join("bin");
         fs::create_dir_all(&bin).expect("a directory");
@@ -230,10 +251,8 @@ END"
             symlink(&binaries().lodend, &program).expect("a link");
         }
         let mut command = Command::new(program);
-        command.args(["--ip-masq", "-iface=eth0", "-etcd-endpoints", Etcd::ENDPOINT, "--healthz-port=8081"]);
+        command.args(["--ip-masq", "-iface=eth0", "--healthz-port=8081"]);
         command.arg(format!("--subnet-file={}", self.subnet_file(lab).display()));
-        // Where the lab's host has its run directory, and what its node is called.
-        command.env("LODEN_CONFIG", lab.agent(&self.name()).expect("an agent").config());
         command
     }
 
@@ -324,6 +343,13 @@ impl Etcd {
         let etcd = Self { child: command.spawn().expect("etcd"), netns };
         wait_for("etcd", || etcd.ctl(&["get", "x"]).is_some());
         etcd
+    }
+
+    /// Adds what says that etcd assigns subnets.
+    pub fn complete(&self, command: &mut Command, lab: &Lab, host: &Laid) {
+        command.args(["-etcd-endpoints", Self::ENDPOINT]);
+        // Where the lab's host has its run directory, and what its node is called.
+        command.env("LODEN_CONFIG", lab.agent(&host.name()).expect("an agent").config());
     }
 
     /// Writes a key, with a lease of a day as flanneld does.
