@@ -30,6 +30,8 @@ use crate::reconcile::Facts;
 /// Pauses between tries while the store is away.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MOST: Duration = Duration::from_secs(10);
+/// How many changes are taken in at most before anything else is looked at.
+const AT_ONCE: usize = 10_000;
 /// How long a store that says nothing is waited for before the view on disk is taken.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
@@ -314,7 +316,15 @@ impl Cluster {
             let next = [self.next_term(store), self.announced.due(), self.journal_retry];
             let next = next.into_iter().flatten().fold(renewal, Instant::min);
             tokio::select! {
-                change = watch.next() => self.take_in(store, change?).await?,
+                change = watch.next() => {
+                    self.take_in(store, change?).await?;
+                    // What belongs together comes together (a node and its blocks, where one object has both): the kernel's side must not
+                    // act on the one half while the store is asked for something here.
+                    for _ in 0..AT_ONCE {
+                        let Some(change) = watch.ready() else { break };
+                        self.take_in(store, change?).await?;
+                    }
+                }
                 changed = self.outward.changed() => {
                     if changed.is_err() {
                         // The kernel's thread has ended; the agent is stopping.

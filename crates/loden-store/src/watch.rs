@@ -31,4 +31,12 @@ impl Watch {
             Err(StoreError::Unavailable { place: self.place.clone(), cause: "the store was closed".to_owned() })
         })
     }
+
+    /// The next change if it is there already: what was written at once comes at once.
+    ///
+    /// # Errors
+    /// As [`Watch::next`]; that the store was closed is left to that.
+    pub fn ready(&mut self) -> Option<Result<Change, StoreError>> {
+        self.changes.try_recv().ok()
+    }
 }

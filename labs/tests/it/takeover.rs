@@ -274,7 +274,9 @@ fn a_mixed_cluster() {
     flannel::run(&scene.lab, "host2", "ip link delete flannel.1");
     gone.start_by(scene.manager.command(&scene.lab, &scene.laid[1]), false).expect("it starts");
     gone.wait_ready().expect("it gets ready");
-    let lease = scene.manager.etcd().get(&scene.laid[1].key());
+    let read = || scene.manager.etcd().get(&scene.laid[1].key());
+    wait_for("its new VTEP", || read() != scene.laid[1].lease());
+    let lease = read();
     let told = scene.laid[1].told_by(&serde_json::from_str(&lease).expect("JSON"));
     assert_ne!(told.mac, scene.laid[1].mac);
     assert_eq!(told.lease(), lease, "byte for byte as flanneld writes it");
