@@ -5,6 +5,7 @@ mod kubernetes;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use loden_core::model::Family;
 use loden_lab::Topology;
@@ -144,6 +145,7 @@ impl Scene {
     fn take_over(&self, host: &Laid) {
         let name = host.name();
         let before = self.devices(&name);
+        let began = Instant::now();
         let agent = self.lab.agent(&name).expect("an agent");
         agent.start_by(self.manager.command(&self.lab, host), false).expect("it starts");
         agent.wait_ready().expect("it gets ready");
@@ -152,6 +154,10 @@ impl Scene {
             status.kernel.pending == 0
                 && status.peers.iter().filter(|peer| peer.objects > 0 && peer.missing == 0).count() == 2
         });
+        if began.elapsed() > Duration::from_secs(5) {
+            let log = std::fs::read_to_string(self.lab.dir().join(&name).join("lodend.log")).expect("a log");
+            say(&format!("{name}: {:.1} s\n{log}", began.elapsed().as_secs_f64()));
+        }
         let status = agent.status().expect("a status");
         let blocks: Vec<String> = status.blocks.iter().map(|block| block.cidr.to_string()).collect();
         assert_eq!(blocks, host.blocks(), "{name}");
@@ -198,7 +204,7 @@ fn readiness_follows_subnet_env(scene: &Scene) {
 fn changes_hands(name: &str, kind: Kind, start: Start) {
     let mut scene = up(name, kind, start);
     let running = scene.streams();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300));
     for host in &scene.laid {
         scene.take_over(host);
     }
@@ -318,7 +324,7 @@ fn a_host_goes_back() {
         scene.take_over(host);
     }
     let running = scene.streams();
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(200));
     let (back, other) = (&scene.laid[0], scene.lab.agent("host2").expect("an agent"));
     scene.lab.agent("host1").expect("an agent").end(Signal::TERM).expect("it ends");
     for key in ["block/10.244.1.0-24", "node/host1", "lease/host1"] {
