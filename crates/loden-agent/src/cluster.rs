@@ -119,8 +119,8 @@ pub enum News {
     Listing(Vec<Entry>),
     /// Everything that there was when the store was last heard.
     Remembered(Vec<Entry>),
-    /// One change.
-    Change(Box<Change>),
+    /// Changes that are to be acted on together.
+    Changes(Vec<Change>),
     /// Until when this node's blocks are lent to it, in milliseconds since boot; one that is not named is not known to be ours any
     /// more. `None`: the store lends nothing.
     Terms(Option<BTreeMap<Prefix, u64>>),
@@ -317,13 +317,13 @@ impl Cluster {
             let next = next.into_iter().flatten().fold(renewal, Instant::min);
             tokio::select! {
                 change = watch.next() => {
-                    self.take_in(store, change?).await?;
-                    // What belongs together comes together (a node and its blocks, where one object has both): the kernel's side must not
-                    // act on the one half while the store is asked for something here.
-                    for _ in 0..AT_ONCE {
-                        let Some(change) = watch.ready() else { break };
-                        self.take_in(store, change?).await?;
+                    let mut changes = vec![change?];
+                    // What belongs together (a node and its blocks, where one object has both) comes together: the kernel's side must not
+                    // act on the one half.
+                    while changes.len() < AT_ONCE && let Some(change) = watch.ready() {
+                        changes.push(change?);
                     }
+                    self.take_in(store, changes).await?;
                 }
                 changed = self.outward.changed() => {
                     if changed.is_err() {
@@ -336,8 +336,23 @@ impl Cluster {
         }
     }
 
-    async fn take_in(&mut self, store: &dyn Store, change: Change) -> Result<(), StoreError> {
-        match &change {
+    async fn take_in(&mut self, store: &dyn Store, changes: Vec<Change>) -> Result<(), StoreError> {
+        let mut told = Vec::with_capacity(changes.len());
+        for change in changes {
+            if self.note_change(store, &change).await? {
+                let revision = change.revision();
+                self.health.send_modify(|health| health.revision = revision);
+                self.append_journal(&change);
+                told.push(change);
+            }
+        }
+        (self.deliver)(News::Changes(told));
+        Ok(())
+    }
+
+    /// Says whether the kernel's side is to hear of it.
+    async fn note_change(&mut self, store: &dyn Store, change: &Change) -> Result<bool, StoreError> {
+        match change {
             Change::Put(entry) => {
                 self.note(entry);
                 self.note_flaw(&entry.record.key().to_string(), None);
@@ -349,16 +364,12 @@ impl Cluster {
                     && self.regain_one(store, *cidr).await?.is_some()
                 {
                     // The watch brings it as it is now; that it was gone in between nobody need hear.
-                    return Ok(());
+                    return Ok(false);
                 }
             }
             Change::Flaw { place, cause, .. } => self.note_flaw(place, cause.as_ref()),
         }
-        let revision = change.revision();
-        self.health.send_modify(|health| health.revision = revision);
-        self.append_journal(&change);
-        (self.deliver)(News::Change(Box::new(change)));
-        Ok(())
+        Ok(true)
     }
 
     fn note_flaw(&mut self, place: &str, cause: Option<&String>) {

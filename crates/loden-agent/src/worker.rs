@@ -209,8 +209,8 @@ impl Worker {
                 reconciler.remembered(&entries);
                 true
             }
-            News::Change(change) => {
-                reconciler.record(&change);
+            News::Changes(changes) => {
+                changes.iter().for_each(|change| reconciler.record(change));
                 reconciler.is_due()
             }
             News::Terms(terms) => {

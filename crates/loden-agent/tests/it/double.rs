@@ -207,17 +207,17 @@ impl Agent {
     /// Takes in what has come, makes the kernel follow and tells what has been reached.
     pub fn turn(&mut self) {
         while let Ok(news) = self.news.try_recv() {
-            self.heard.push(match &news {
-                News::Listing(_) => "listing".to_owned(),
-                News::Remembered(_) => "remembered".to_owned(),
-                News::Change(change) => format!("{change:?}"),
-                News::Terms(_) => "terms".to_owned(),
-                News::Event(object, text) => format!("event {object}: {text}"),
-            });
+            match &news {
+                News::Listing(_) => self.heard.push("listing".to_owned()),
+                News::Remembered(_) => self.heard.push("remembered".to_owned()),
+                News::Changes(changes) => self.heard.extend(changes.iter().map(|change| format!("{change:?}"))),
+                News::Terms(_) => self.heard.push("terms".to_owned()),
+                News::Event(object, text) => self.heard.push(format!("event {object}: {text}")),
+            }
             match news {
                 News::Listing(entries) => self.reconciler.listing(&entries),
                 News::Remembered(entries) => self.reconciler.remembered(&entries),
-                News::Change(change) => self.reconciler.record(&change),
+                News::Changes(changes) => changes.iter().for_each(|change| self.reconciler.record(change)),
                 News::Terms(terms) => self.terms = terms,
                 News::Event(..) => {}
             }
