@@ -34,8 +34,6 @@ use crate::underlay::Finder;
 const GATHER: Duration = Duration::from_millis(20);
 /// From the first thing to the round: what comes in the same breath is taken along.
 const BREATH: Duration = Duration::from_millis(1);
-/// How many messages are taken in at most before it is looked what is due.
-const AT_ONCE: usize = 10_000;
 /// Pauses after failures. The first is short: mostly something was changing under the plan's hands.
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MOST: Duration = Duration::from_secs(30);
@@ -152,7 +150,6 @@ impl Worker {
             is_underlay_stale: true,
             blocks: Blocks::default(),
         };
-        let mut taken = 0;
         loop {
             if let Ok(mut pulse) = self.pulse.lock() {
                 *pulse = Instant::now();
@@ -169,15 +166,9 @@ impl Worker {
                     if self.take_in(message, &mut reconciler, &mut state) {
                         state.waiting_since.get_or_insert_with(Instant::now);
                     }
-                    // What is there already is taken along: a round must not come between two halves of one thing.
-                    taken += 1;
-                    if taken < AT_ONCE {
-                        continue;
-                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            taken = 0;
             if Instant::now() >= self.due(&state) {
                 self.work(&mut reconciler, &mut state);
             }
