@@ -147,7 +147,8 @@ impl Agent {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             Err(error) => return Err(LabError::system(what(), error)),
         }
-        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        // On a busy machine the kernel takes its time, as for all that waits for its lock of links.
+        let patience = Timespec { tv_sec: 30, tv_nsec: 0 };
         match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)) {
             Ok(0) => Err(LabError::system(what(), format!("process {} does not end", pid.as_raw_nonzero()))),
             Ok(_) => Ok(()),
