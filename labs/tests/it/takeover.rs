@@ -1,5 +1,6 @@
 //! A cluster of flannel's, laid to the letter, changes hands host by host while packets flow: nothing is lost, no device is made anew.
 
+mod carried;
 mod flannel;
 mod kubernetes;
 
