@@ -15,7 +15,8 @@ use loden_core::api::{BlockWish, Event as ApiEvent, Ipam, PlanReply, Status};
 use loden_core::kernel::{Event, Key};
 use loden_core::model::{AttachmentKey, IfName, PerFamily};
 use loden_core::view::{Local, Problem};
-use loden_linux::nft::{Ownership, former};
+use loden_linux::nft::Ownership;
+use loden_linux::nft::former::Former;
 use loden_linux::run_dir::RunDir;
 use loden_linux::{LinuxKernel, veth};
 use tokio::sync::{oneshot, watch};
@@ -127,6 +128,7 @@ struct Loop {
     tables: Option<Instant>,
     /// Whether to look for rules of flanneld's once loden's own are there.
     seeks_former_rules: bool,
+    former: Option<Former>,
     is_underlay_stale: bool,
     blocks: Blocks,
 }
@@ -147,6 +149,7 @@ impl Worker {
             abandoned: BTreeSet::new(),
             tables: Some(Instant::now()),
             seeks_former_rules: self.subnet_file.is_some(),
+            former: None,
             is_underlay_stale: true,
             blocks: Blocks::default(),
         };
@@ -432,7 +435,11 @@ fn remove_former_rules(reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loo
         return;
     }
     state.seeks_former_rules = false;
-    match former::remove() {
+    let removed = match &mut state.former {
+        Some(former) => former.remove(),
+        None => Former::open().and_then(|former| state.former.insert(former).remove()),
+    };
+    match removed {
         Ok(gone) => gone.iter().for_each(|what| {
             let text = "flanneld left it, and this agent has taken its place: it is removed".to_owned();
             tracing::info!("{what}: {text}");

@@ -48,27 +48,49 @@ impl Hooked {
     }
 }
 
-/// Takes them away in one transaction and says what went; mostly nothing is there.
+/// Looks for them.
 ///
-/// # Errors
-/// [`LinuxError::Netlink`]; nothing has changed then.
-pub fn remove() -> Result<Vec<String>, LinuxError> {
-    let mut socket = Socket::open(Protocol::Netfilter)?;
+/// Whoever closes a socket of this kind waits until all that was removed by transactions is freed, which on a busy machine are seconds
+/// (`nft_rcv_nl_event`, net/netfilter/nf_tables_api.c): one that works for others keeps this.
+#[derive(Debug)]
+pub struct Former {
+    socket: Socket,
+}
+
+impl Former {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// [`LinuxError::System`].
+    pub fn open() -> Result<Self, LinuxError> {
+        Socket::open(Protocol::Netfilter).map(|socket| Self { socket })
+    }
+
+    /// Takes them away in one transaction and says what went; mostly nothing is there.
+    ///
+    /// # Errors
+    /// [`LinuxError::Netlink`]; nothing has changed then.
+    pub fn remove(&mut self) -> Result<Vec<String>, LinuxError> {
+        remove(&mut self.socket)
+    }
+}
+
+fn remove(socket: &mut Socket) -> Result<Vec<String>, LinuxError> {
     let (mut w, mut gone) = (Writer::default(), Vec::new());
     let mut names = vec!["the transaction".to_owned()];
     batch_begin(&mut w, None);
     for table in TABLES {
-        if is_there(&mut socket, table)? {
+        if is_there(socket, table)? {
             delete_table(&mut w, table);
             names.push(format!("removal of table {table}"));
             gone.push(format!("table {table}"));
         }
     }
     for chain in &CHAINS {
-        if !has_chain(&mut socket, chain)? {
+        if !has_chain(socket, chain)? {
             continue;
         }
-        for handle in jumps(&mut socket, chain)? {
+        for handle in jumps(socket, chain)? {
             chain.begin(&mut w, msg::DEL_RULE, 0);
             w.text(2, chain.base);
             w.bytes(3, &handle);

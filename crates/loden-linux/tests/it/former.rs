@@ -3,9 +3,13 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use loden_linux::nft::former;
+use loden_linux::nft::former::Former;
 
 use crate::support::in_namespace;
+
+fn remove() -> Result<Vec<String>, loden_linux::LinuxError> {
+    Former::open().expect("a socket").remove()
+}
 
 fn run(program: &str, args: &[&str], input: &str) -> String {
     let mut command = Command::new(program);
@@ -46,12 +50,12 @@ const NFT: &str = "table ip flannel-ipv4 { comment \"rules for flannel-ipv4\"\n 
 #[test]
 fn by_either_program_and_nothing_else() {
     in_namespace(|| {
-        assert_eq!(former::remove().expect("nothing is there"), Vec::<String>::new());
+        assert_eq!(remove().expect("nothing is there"), Vec::<String>::new());
         run("nft", &["-f", "-"], NFT);
         iptables("iptables-nft-restore", "10.244.0.0/16", "224.0.0.0/4");
         iptables("ip6tables-nft-restore", "fd00:244::/48", "ff00::/8");
         assert_eq!(
-            former::remove().expect("removed"),
+            remove().expect("removed"),
             [
                 "table ip flannel-ipv4",
                 "table ip6 flannel-ipv6",
@@ -69,7 +73,7 @@ fn by_either_program_and_nothing_else() {
         // iptables still reads what is left.
         let saved = run("iptables-nft-save", &[], "");
         assert!(saved.contains("-A POSTROUTING -j KUBE-POSTROUTING") && saved.contains("another one"), "{saved}");
-        assert_eq!(former::remove().expect("nothing is there"), Vec::<String>::new());
+        assert_eq!(remove().expect("nothing is there"), Vec::<String>::new());
     });
 }
 
@@ -79,7 +83,7 @@ fn a_chain_that_somebody_else_jumps_to_keeps_all_in_its_place() {
         iptables("iptables-nft-restore", "10.244.0.0/16", "224.0.0.0/4");
         run("iptables-nft-restore", &["--noflush"], "*nat\n:MINE - [0:0]\n-A MINE -j FLANNEL-POSTRTG\nCOMMIT\n");
         let before = run("iptables-nft-save", &[], "");
-        let error = former::remove().expect_err("the kernel refuses").to_string();
+        let error = remove().expect_err("the kernel refuses").to_string();
         assert!(error.contains("removal of chain FLANNEL-POSTRTG"), "{error}");
         let rules =
             |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
