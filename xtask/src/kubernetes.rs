@@ -13,6 +13,7 @@ use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::netns::{self, NetNs};
 use loden_linux::rt::link;
 use loden_linux::{LinuxError, spawn};
+use loden_testkit::certificates;
 
 use crate::{peers, shell, suite};
 
@@ -183,36 +184,9 @@ fn loopback() -> Result<(), LinuxError> {
     Socket::open(Protocol::Route)?.batch(&mut w)?.into_iter().collect()
 }
 
-/// One authority; the server's certificate, the users', and the key that accounts' tokens are signed with.
+/// The server's certificate, the users', and the key that accounts' tokens are signed with.
 fn make_certificates(dir: &Path) -> Result<()> {
-    let openssl = |args: &[&str]| shell::output(Command::new("openssl").args(args).current_dir(dir)).map(drop);
-    let key =
-        |name: &str| openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", &format!("{name}.key")]);
-    key("ca")?;
-    key("accounts")?;
-    openssl(&["req", "-x509", "-new", "-key", "ca.key", "-subj", "/CN=it", "-days", "2", "-out", "ca.pem"])?;
     let users = USERS.map(|(name, subject)| (name, subject, "DNS:user"));
-    for (name, subject, san) in users.into_iter().chain([("server", "/CN=kube-apiserver", "IP:127.0.0.1")]) {
-        key(name)?;
-        fs::write(dir.join("san"), format!("subjectAltName={san}"))?;
-        openssl(&["req", "-new", "-key", &format!("{name}.key"), "-subj", subject, "-out", "request"])?;
-        openssl(&[
-            "x509",
-            "-req",
-            "-in",
-            "request",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            "san",
-            "-out",
-            &format!("{name}.pem"),
-        ])?;
-    }
-    Ok(())
+    let holders: Vec<_> = users.into_iter().chain([("server", "/CN=kube-apiserver", "IP:127.0.0.1")]).collect();
+    certificates::make(dir, &holders).and_then(|()| certificates::make_key(dir, "accounts")).map_err(anyhow::Error::msg)
 }

@@ -1,6 +1,7 @@
 //! For tests: a kernel that refuses what Linux refuses, can be broken on purpose, and counts what is written to it; and a
 //! Kubernetes API server that can be broken as well.
 
+pub mod certificates;
 mod fake_kernel;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;

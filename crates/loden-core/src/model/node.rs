@@ -103,6 +103,22 @@ pub struct Node {
 }
 
 impl Node {
+    /// A node of which nothing is known but who it is.
+    #[must_use]
+    pub fn named(name: NodeName, uid: NodeUid) -> Self {
+        Self {
+            name,
+            uid,
+            underlay: PerFamily::default(),
+            public: PerFamily::default(),
+            asked: PerFamily::default(),
+            labels: BTreeMap::new(),
+            receives: Vec::new(),
+            sends: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+        }
+    }
+
     /// The address at which peers reach it.
     #[must_use]
     pub fn reached_at(&self, family: Family) -> Option<IpAddr> {

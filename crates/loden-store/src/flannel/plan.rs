@@ -9,7 +9,7 @@ mod pool;
 use std::collections::{BTreeMap, BTreeSet};
 
 use loden_core::dialect::flannel::{Layout, SubnetKey, layout::mirror};
-use loden_core::model::{Block, Entry, Family, Key, Node, NodeName, PerFamily, Pool, Prefix, Record};
+use loden_core::model::{Block, Entry, Family, Key, Node, NodeName, Pool, Prefix, Record};
 
 /// What is to be done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -164,7 +164,13 @@ fn delete_node(layout: &Layout, name: &NodeName) -> Plan {
     if layout.pair(&path).is_some() {
         plan.remove(layout, &path);
         // Its blocks stay taken, for flannel's eyes too.
-        plan.show(layout, &BTreeSet::from([name.clone()]), &BTreeMap::new(), &BTreeSet::new(), Some(&nobody(name)));
+        plan.show(
+            layout,
+            &BTreeSet::from([name.clone()]),
+            &BTreeMap::new(),
+            &BTreeSet::new(),
+            Some(&Node::named(name.clone(), loden_core::dialect::flannel::node_uid())),
+        );
         return plan;
     }
     // A node of flannel's is there by its leases.
@@ -235,7 +241,7 @@ impl Plan {
             self.remember(layout, &Layout::path(&key));
             let stored = match layout.entry(&key).map(|entry| &entry.record) {
                 Some(Record::Node(node)) if layout.pair(&Layout::path(&key)).is_some() => node.clone(),
-                _ => nobody(name),
+                _ => Node::named(name.clone(), loden_core::dialect::flannel::node_uid()),
             };
             let node = node.filter(|node| node.name == *name).unwrap_or(&stored);
             shown.extend(mirror(node, &all, pools(layout)));
@@ -318,21 +324,6 @@ fn subnets(lease: &str) -> impl Iterator<Item = Prefix> {
 fn deciding_lease(layout: &Layout, cidr: Prefix, entry: &Entry) -> Option<String> {
     let decides = |lease: &&str| layout.pair(lease).is_some_and(|pair| pair.revision == entry.revision);
     layout.leases_of(cidr).find(decides).map(str::to_owned)
-}
-
-/// A node of which nothing is known but its name.
-fn nobody(name: &NodeName) -> Node {
-    Node {
-        name: name.clone(),
-        uid: loden_core::dialect::flannel::node_uid(),
-        underlay: PerFamily::default(),
-        public: PerFamily::default(),
-        asked: PerFamily::default(),
-        labels: BTreeMap::new(),
-        receives: Vec::new(),
-        sends: BTreeMap::new(),
-        unknown: BTreeMap::new(),
-    }
 }
 
 fn json(record: &Record) -> Result<Vec<u8>, Obstacle> {

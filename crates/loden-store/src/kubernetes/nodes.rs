@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use loden_core::model::{Block, Entry, Key, Node, NodeName, NodeUid, PerFamily, Prefix, Record};
+use loden_core::model::{Block, Entry, Key, Node, NodeName, Prefix, Record};
 use serde_json::json;
 
 use super::client::Client;
@@ -103,7 +103,10 @@ impl Kubernetes {
         for _ in 0..TRIES {
             let (object, dialect, found) = self.served(&client, &block.owner).await?;
             let cidrs = self.own_cidrs(&object)?.unwrap_or_default();
-            if !cidrs.contains(&block.cidr) || pod_cidr_block(&dialect, block.cidr, &named(&block)).is_none() {
+            if !cidrs.contains(&block.cidr)
+                || pod_cidr_block(&dialect, block.cidr, &Node::named(block.owner.clone(), block.owner_uid.clone()))
+                    .is_none()
+            {
                 let given: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
                 return Err(StoreError::Refused {
                     key,
@@ -122,7 +125,7 @@ impl Kubernetes {
                     return held.ok_or_else(|| self.contended(&client, &key));
                 }
                 Some(found) => Node { uid: block.owner_uid.clone(), ..found },
-                None => named(&block),
+                None => Node::named(block.owner.clone(), block.owner_uid.clone()),
             };
             if let Some(written) = self.annotate(&client, &object, dialect.write(&node, Some(&cidrs))).await? {
                 return self.written(&dialect, &key, &written);
@@ -159,20 +162,4 @@ fn pod_cidr_block(dialect: &Dialect, cidr: Prefix, node: &Node) -> Option<Record
     let pool = dialect.net_conf.iter().flatten().find(|pool| pool.cidr.covers(cidr))?;
     let (pool, owner, owner_uid) = (pool.name.clone(), node.name.clone(), node.uid.clone());
     Some(Record::Block(Block { cidr, pool, owner, owner_uid }))
-}
-
-/// A node of which no more is known than that it owns a block.
-fn named(block: &Block) -> Node {
-    let (name, uid): (NodeName, NodeUid) = (block.owner.clone(), block.owner_uid.clone());
-    Node {
-        name,
-        uid,
-        underlay: PerFamily::default(),
-        public: PerFamily::default(),
-        asked: PerFamily::default(),
-        labels: BTreeMap::new(),
-        receives: Vec::new(),
-        sends: BTreeMap::new(),
-        unknown: BTreeMap::new(),
-    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use loden_lab::{Lab, LabError};
 use loden_linux::spawn;
+use loden_testkit::certificates;
 use serde_json::Value;
 
 use crate::support::wait_for;
@@ -162,38 +163,11 @@ impl Drop for Members {
     }
 }
 
-/// One authority; for each member and for the nodes a certificate that it has signed.
+/// For each member and for the nodes.
 fn make_certificates(dir: &Path, places: &[Place]) {
-    std::fs::create_dir_all(dir).expect("a directory");
-    let openssl = |args: &[&str]| {
-        let output = Command::new("openssl").args(args).current_dir(dir).output().expect("openssl");
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    let key =
-        |name: &str| openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", &format!("{name}.key")]);
-    key("ca");
-    openssl(&["req", "-x509", "-new", "-key", "ca.key", "-subj", "/CN=lab", "-days", "2", "-out", "ca.pem"]);
-    let names = places.iter().map(|(name, addr)| (*name, format!("IP:{addr}")));
-    for (name, san) in names.chain([("node", "DNS:node".to_owned())]) {
-        key(name);
-        std::fs::write(dir.join("san"), format!("subjectAltName={san}")).expect("written");
-        openssl(&["req", "-new", "-key", &format!("{name}.key"), "-subj", &format!("/CN={name}"), "-out", "request"]);
-        openssl(&[
-            "x509",
-            "-req",
-            "-in",
-            "request",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            "san",
-            "-out",
-            &format!("{name}.pem"),
-        ]);
-    }
+    let named: Vec<_> =
+        places.iter().map(|(name, addr)| (*name, format!("/CN={name}"), format!("IP:{addr}"))).collect();
+    let members = named.iter().map(|(name, subject, san)| (*name, subject.as_str(), san.as_str()));
+    let holders: Vec<_> = members.chain([("node", "/CN=node", "DNS:node")]).collect();
+    certificates::make(dir, &holders).expect("certificates");
 }

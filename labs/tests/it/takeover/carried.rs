@@ -10,7 +10,8 @@ fn flannels_datastore_to_a_file_and_into_another_of_its_kind() {
     let from = lab.store_url();
     let file = format!("sqlite:{}", lab.dir().join("copy.db").display());
     let second = format!("{from}?prefix=/second/network");
-    let loden = |args: &[&str]| lab.loden(&[&["store"], args].concat()).unwrap_or_else(|error| panic!("{args:?}: {error}"));
+    let loden =
+        |args: &[&str]| lab.loden(&[&["store"], args].concat()).unwrap_or_else(|error| panic!("{args:?}: {error}"));
     // Two pools, and of each of three nodes a record and a block of either family.
     for (to, from) in [(&file, &from), (&second, &file)] {
         let said = loden(&["import", "--store", to, from]);

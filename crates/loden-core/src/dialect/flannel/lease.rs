@@ -1,6 +1,6 @@
 //! A lease's value: what a node says of itself (its attributes), byte for byte as flanneld writes it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
@@ -143,17 +143,7 @@ impl Attributes {
     /// [`Attributes::receives`] says so.
     #[must_use]
     pub fn node(&self, name: NodeName, pools: &[Pool]) -> Node {
-        let mut node = Node {
-            name,
-            uid: node_uid(),
-            underlay: self.public,
-            public: PerFamily::default(),
-            asked: PerFamily::default(),
-            labels: BTreeMap::new(),
-            receives: Vec::new(),
-            sends: BTreeMap::new(),
-            unknown: BTreeMap::new(),
-        };
+        let mut node = Node { underlay: self.public, ..Node::named(name, node_uid()) };
         for pool in pools {
             let Ok(receives) = self.receives(&pool.backend) else { continue };
             for receive in receives {
