@@ -10,5 +10,6 @@ mod journal;
 mod kubernetes;
 mod ledger;
 mod outage;
+mod race;
 mod reconcile;
 mod takeover;
