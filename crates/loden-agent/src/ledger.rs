@@ -162,7 +162,7 @@ impl Follower {
 }
 
 fn failed(error: rustix::io::Errno) -> LinuxError {
-    LinuxError::system("inotify on the attachments", error)
+    LinuxError::listening("inotify on the attachments", error)
 }
 
 /// Writes what the plugin needs to know, if it is not what is there.

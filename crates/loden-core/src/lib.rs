@@ -4,6 +4,7 @@
 //! [`view`] (the picture of the cluster), [`backend`] (picture → kernel objects), [`desired`], [`delta`] and [`plan`].
 //! [`kernel`] is the vocabulary that the rest shares with `loden-linux`.
 
+pub mod advice;
 pub mod api;
 pub mod attach;
 pub mod audit;

@@ -1,5 +1,6 @@
 //! What can go wrong with the kernel's interfaces, in the kernel's own words.
 
+use loden_core::advice;
 use loden_core::kernel::KernelError;
 
 /// An error of this crate.
@@ -65,6 +66,16 @@ impl LinuxError {
         let error: std::io::Error = errno.into();
         let errno = error.raw_os_error().unwrap_or(0);
         Self::System { what: what.into(), errno, cause: errno_text(errno).unwrap_or_else(|| error.to_string()) }
+    }
+
+    /// An error of listening to directories.
+    pub fn listening(what: impl Into<String>, errno: impl Into<std::io::Error>) -> Self {
+        match Self::system(what, errno) {
+            Self::System { what, errno, cause } => {
+                Self::System { what, errno, cause: advice::on_listening(errno, &cause) }
+            }
+            other => other,
+        }
     }
 
     /// The error number, 0 when there is none.

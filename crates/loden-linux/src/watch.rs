@@ -21,7 +21,7 @@ impl Watch {
     /// # Errors
     /// [`LinuxError::System`].
     pub fn on<'a>(dirs: impl IntoIterator<Item = &'a Path>) -> Result<Self, LinuxError> {
-        let fail = |path: &Path, error| LinuxError::system(format!("inotify on {}", path.display()), error);
+        let fail = |path: &Path, error| LinuxError::listening(format!("inotify on {}", path.display()), error);
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
         let fd = fd.map_err(|error| fail(Path::new("directories"), error))?;
         let changes = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE | WatchFlags::MOVED_FROM;

@@ -1,8 +1,9 @@
 //! Other plugins that do a part of the work: real ones and faulty ones, behind an interface of loden's and in flannel's place.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -22,7 +23,9 @@ impl Plugins {
     /// A reference plugin under another name, so that loden does not stand for it.
     fn reference(&self, name: &str, under: &str) {
         let from = Path::new(REFERENCE).join(name);
-        fs::copy(&from, self.path().join(under)).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+        // By another process, for the reason that `write_program` has.
+        let copied = Command::new("cp").arg(&from).arg(self.path().join(under)).status().expect("cp");
+        assert!(copied.success(), "{}", from.display());
     }
 
     /// A plugin that writes down what it is called with, and answers by a script.
@@ -33,9 +36,7 @@ impl Plugins {
             log = log.display(),
             input = self.path().join("stdin").display(),
         );
-        let path = self.path().join(name);
-        fs::write(&path, whole).expect("written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+        write_program(&self.path().join(name), &whole);
     }
 
     pub fn path(&self) -> &Path {
@@ -291,4 +292,14 @@ fn flannels_delegate_may_be_a_plugin_of_others() {
     assert_eq!(plugins.stdin_of("DEL"), sent, "its DEL gets what its ADD got");
     assert_eq!(plugins.calls().len(), 2);
     assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+/// Writes a program by another process: while one of this process's threads has it open for writing, what another thread starts just then
+/// has it open, too, and a program that is open for writing cannot be executed (`ETXTBSY`).
+pub fn write_program(path: &Path, text: &str) {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "cat > \"$0\" && chmod 755 \"$0\""]).arg(path).stdin(Stdio::piped());
+    let mut child = shell.spawn().expect("sh");
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
+    assert!(child.wait().expect("it ends").success());
 }

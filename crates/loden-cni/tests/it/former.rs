@@ -6,6 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::delegates::write_program;
 use crate::host::{Host, answer, reaches};
 
 /// Where Debian has the reference plugins (package containernetworking-plugins).
@@ -183,8 +184,7 @@ fn what_the_plugin_flannel_left_goes_with_the_pod() {
 
     // A delegate that this plugin does not stand for is called with what it was given.
     let script = host.dir().join("other");
-    fs::write(&script, format!("#!/bin/sh\nexec cat > {}/told.$CNI_COMMAND\n", host.dir().display())).expect("written");
-    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    write_program(&script, &format!("#!/bin/sh\nexec cat > {}/told.$CNI_COMMAND\n", host.dir().display()));
     let theirs = json!({ "cniVersion": "0.3.1", "name": "net", "type": "other", "ipam": { "type": "host-local" } });
     fs::write(saved.join("old"), theirs.to_string()).expect("written");
     let text = host.conf("0.3.1", &conf);

@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 use std::path::Path;
 
+use loden_core::advice;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::sync::oneshot;
@@ -53,7 +54,8 @@ struct Watcher {
 impl Watcher {
     /// Listens first and reads then, so that nothing falls between.
     fn begin(path: &Path, after: u64, changes: &Sender) -> Result<Self, StoreError> {
-        let fail = |error: rustix::io::Errno| io_error(path, &error);
+        let advised = |error: rustix::io::Errno| advice::on_listening(error.raw_os_error(), &error.to_string());
+        let fail = |error: rustix::io::Errno| io_error(path, &advised(error));
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(fail)?;
         let flags = WatchFlags::MODIFY | WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::CREATE;
         inotify::add_watch(&inotify, path.parent().unwrap_or(path), flags).map_err(fail)?;
