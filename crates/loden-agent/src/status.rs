@@ -10,7 +10,7 @@ use loden_core::api::{
 use loden_core::desired::Source;
 use loden_core::ipam::{self, OwnBlock};
 use loden_core::kernel::{Kernel, Sort};
-use loden_core::model::{BackendConfig, Block, PoolName, Prefix};
+use loden_core::model::{BackendConfig, Block, Pool, PoolName, Prefix};
 use loden_core::view::{Problem, View};
 use loden_store::Readiness;
 
@@ -83,7 +83,7 @@ pub fn is_ready<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> bool 
 
 fn pools<K: Kernel>(reconciler: &Reconciler<K>, peers: &[PeerStatus]) -> Vec<PoolStatus> {
     let view = reconciler.view();
-    let of_pool = |pool: &loden_core::model::Pool| {
+    let of_pool = |pool: &Pool| {
         let owners: Vec<_> = peers
             .iter()
             .filter(|peer| view.nodes.get(&peer.node).is_some_and(|n| view.blocks_in(&n.name, pool).next().is_some()))
@@ -231,13 +231,31 @@ pub fn own_blocks(view: &View, idle: impl Fn(Prefix) -> Duration) -> Vec<OwnBloc
     own.filter(|block| block.owner_uid == view.local.uid).map(of).collect()
 }
 
+/// Pools of families that no block in use is of, and that are to give this node one and have not said why they do not.
+pub fn awaited<'a>(view: &'a View, blocks: &[Prefix], problems: &[Problem]) -> Vec<&'a PoolName> {
+    let has = |family| blocks.iter().any(|block| block.family() == family);
+    let is_due = |pool: &&Pool| {
+        let subject = format!("pool {}", pool.name);
+        ipam::is_selected(pool, &view.local.labels)
+            && !has(pool.cidr.family())
+            && !problems.iter().any(|problem| problem.subject == subject)
+    };
+    view.pools.values().filter(is_due).map(|pool| &pool.name).collect()
+}
+
 /// Whether pods can be served, and if not the first cause.
 pub fn readiness<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Readiness {
     if is_ready(reconciler, around) {
         return Readiness { ready: true, message: "loden is ready for pods".to_owned() };
     }
     let problem = status(reconciler, around).problems.first().map(ToString::to_string);
-    let message = problem.unwrap_or_else(|| "no block has been claimed yet, or the kernel is not as wanted".to_owned());
+    let served: Vec<Prefix> = blocks(reconciler.view()).iter().map(|block| block.cidr).collect();
+    let waits = || {
+        let awaited = awaited(reconciler.view(), &served, &around.cluster.problems);
+        let pools: Vec<String> = awaited.iter().map(|pool| format!("pool {pool}")).collect();
+        (!pools.is_empty()).then(|| format!("a block of {} has not been had yet", pools.join(" and of ")))
+    };
+    let message = problem.or_else(waits).unwrap_or_else(|| "the kernel is not as wanted yet".to_owned());
     Readiness { ready: false, message }
 }
 

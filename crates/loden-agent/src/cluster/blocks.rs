@@ -155,8 +155,8 @@ impl Cluster {
                 return Ok(());
             }
             if store.gives_blocks() {
-                // The first comes with this node's record.
-                self.set_problem(&subject, (!own.is_empty()).then(|| crowded(&own, load)));
+                let cause = if own.is_empty() { NOT_GIVEN.to_owned() } else { crowded(&own, load) };
+                self.set_problem(&subject, Some(cause));
                 return Ok(());
             }
             let former: Vec<Prefix> = outward.in_use.iter().chain(&self.blocks.former).copied().collect();
@@ -286,6 +286,10 @@ impl Cluster {
         });
     }
 }
+
+/// Of a pool that gives this node nothing where the datastore decides about it.
+const NOT_GIVEN: &str = "the datastore has given this node no block of it yet: it comes with the node's record (in Kubernetes its podCIDRs, \
+                         which the controller manager allocates, for each family)";
 
 /// What to do about a block that runs out where the datastore gives no second one.
 fn crowded(own: &[Prefix], load: Load) -> String {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use loden_core::cni::{NodeBlock, NodeFile};
+use loden_core::model::Prefix;
 use loden_core::view::Problem;
 use loden_linux::LinuxKernel;
 use loden_linux::clock::boot_ms;
@@ -87,8 +88,10 @@ impl Worker {
     fn serve_plugin(&self, reconciler: &Reconciler<LinuxKernel>, state: &mut Loop) -> bool {
         let Some(node) = self.node_file(reconciler, state) else { return false };
         let is_of_use = !node.blocks.is_empty();
-        // Without a block nothing is said, but what was said before is taken back.
-        if !is_of_use && !self.run_dir.node_file().exists() {
+        // Without a block of each family nothing is said, or pods would have one family for good; but what was said before is taken back.
+        let served: Vec<Prefix> = node.blocks.iter().map(|block| block.cidr).collect();
+        let lacks = || !status::awaited(reconciler.view(), &served, &state.around.cluster.problems).is_empty();
+        if (!is_of_use || lacks()) && !self.run_dir.node_file().exists() {
             return false;
         }
         state.around.host.retain(|problem| problem.subject != "node.json");

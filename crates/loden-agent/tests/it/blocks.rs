@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use loden_agent::blocks::Blocks;
 use loden_agent::cluster::Waiting;
+use loden_agent::status;
 use loden_core::api::{BlockWish, ViewOrigin};
 use loden_core::cni::{NodeBlock, NodeFile};
 use loden_core::ipam::OwnBlock;
@@ -12,11 +13,11 @@ use loden_core::model::{Attachment, Block, Entry, Key, Prefix, Record};
 use loden_core::view::Problem;
 use loden_linux::clock::boot_ms;
 use loden_linux::run_dir::{RunDir, write_json};
-use loden_store::{Expect, Readiness, Store, Term};
+use loden_store::{Change, Expect, Readiness, Store, Term};
 use loden_testkit::FakeKernel;
 use tokio::sync::oneshot;
 
-use crate::cluster::{host_gw, listing};
+use crate::cluster::{host_gw, listing, reconciler};
 use crate::double::{Agent, Double};
 
 fn p(text: &str) -> Prefix {
@@ -39,6 +40,36 @@ fn small_blocks() -> Vec<Entry> {
 fn block(cidr: &str, owner: &str) -> Record {
     let (owner, owner_uid) = (owner.parse().expect("name"), format!("uid-{owner}").parse().expect("uid"));
     Record::Block(Block { cidr: p(cidr), pool: "default".parse().expect("name"), owner, owner_uid })
+}
+
+#[test]
+fn a_pool_of_a_family_without_a_block_is_waited_for_until_it_says_why_it_gives_none() {
+    let mut entries = listing(1, &host_gw());
+    let mut sixth = entries.clone();
+    sixth.truncate(1);
+    for entry in &mut sixth {
+        if let Record::Pool(pool) = &mut entry.record {
+            pool.name = "sixth".parse().expect("name");
+            pool.cidr = p("fd00:10:244::/56");
+            pool.block_len = 64;
+        }
+    }
+    entries.extend(sixth.clone());
+    let mut agent = reconciler(FakeKernel::new("eth0"));
+    agent.listing(&entries);
+    let (v4, v6) = (p("10.244.0.0/24"), p("fd00:10:244::/64"));
+    let awaited = |blocks: &[Prefix], problems: &[Problem]| -> Vec<String> {
+        status::awaited(agent.view(), blocks, problems).iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(awaited(&[], &[]), ["default", "sixth"]);
+    assert_eq!(awaited(&[v4], &[]), ["sixth"], "a pod that is served now would have one family for good");
+    assert_eq!(awaited(&[v4], &[Problem::new("pool sixth", "all blocks are taken")]), [""; 0]);
+    assert_eq!(awaited(&[v4], &[Problem::new("pool default", "all blocks are taken")]), ["sixth"]);
+    assert_eq!(awaited(&[v4, v6], &[]), [""; 0]);
+    let Record::Pool(mut elsewhere) = sixth.remove(0).record else { panic!("a pool") };
+    elsewhere.node_selector.insert("zone".to_owned(), "b".to_owned());
+    agent.record(&Change::Put(Entry { record: Record::Pool(elsewhere), created: 1, revision: 2 }));
+    assert!(status::awaited(agent.view(), &[v4], &[]).is_empty(), "a pool of other nodes is not waited for");
 }
 
 async fn put(store: &Double, record: Record) {
