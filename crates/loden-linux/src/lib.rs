@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod bridge;
 pub mod clock;
+pub mod datagram;
 pub mod delegate;
 pub mod error;
 pub mod fault;
@@ -28,6 +29,7 @@ pub mod signals;
 pub mod sockopt;
 pub mod spawn;
 pub mod sysctl;
+pub mod tun;
 pub mod underlay;
 pub mod veth;
 pub mod watch;
