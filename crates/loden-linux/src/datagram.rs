@@ -76,7 +76,10 @@ impl Datagrams {
                 set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
             }
             Family::V6 => {
-                set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+                // A raw socket of IPv6 has no other packets anyway, and the kernel refuses to be told so.
+                if kind == SocketType::DGRAM {
+                    set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+                }
                 set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)?;
                 set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
             }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
+mod datagram;
 mod dump;
 mod foreign;
 mod former;
@@ -14,4 +15,5 @@ mod peers;
 mod qdisc;
 mod refusals;
 mod support;
+mod tun;
 mod underlay;
