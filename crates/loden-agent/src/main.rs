@@ -195,6 +195,7 @@ fn run(config_file: &Path, setup: Setup) -> Result<(), AgentError> {
             found: kernel.addresses_of_devices().map_err(kernel_error)?,
             rules: config.rules,
             underlay: None,
+            abilities: loden_linux::abilities::find().map_err(kernel_error)?,
         },
         finder,
         run_dir: run_dir.clone(),

@@ -117,6 +117,10 @@ fn describe(backend: &BackendConfig) -> String {
             format!("vxlan vni {} port {}{direct}", v.vni, v.port)
         }
         BackendConfig::HostGw(_) => "host-gw".to_owned(),
+        BackendConfig::Udp(udp) => format!("udp port {}", udp.port),
+        BackendConfig::Ipip(ipip) => {
+            format!("ipip{}", if ipip.direct_routing { ", direct routing" } else { "" })
+        }
     }
 }
 

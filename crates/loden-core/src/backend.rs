@@ -3,7 +3,12 @@
 //! A pool's traffic to a peer goes by the pool's own backend as soon as that peer has published that it can take it in,
 //! else by one that it still takes in: so a cluster changes its backend while traffic flows ([`reach`]).
 
+mod end;
+mod engine;
 mod host_gw;
+mod ipip;
+mod udp;
+mod underlays;
 mod vxlan;
 
 use crate::config::ConfigError;
@@ -12,6 +17,8 @@ use crate::model::{BackendConfig, Block, Family, Node, Pool, Receive};
 use crate::underlay::Underlay;
 use crate::view::View;
 
+pub use end::TunnelEnd;
+pub(crate) use end::promised;
 pub(crate) use vxlan::{Promise, promises};
 
 /// One way to carry packets between nodes.
@@ -36,6 +43,9 @@ pub trait Backend {
     /// # Errors
     /// Why the peer cannot be reached this way, and what to do; no wish has been made then.
     fn peer(&self, cx: &Context<'_>, peer: &Node, blocks: &[&Block], out: &mut Wishes) -> Result<(), String>;
+
+    /// The objects without which a peer's packets are not taken in, whatever this host sends to it with.
+    fn admit(&self, _cx: &Context<'_>, _peer: &Node, _blocks: &[&Block], _out: &mut Wishes) {}
 }
 
 /// What a backend may look at.
@@ -56,6 +66,8 @@ impl BackendConfig {
         match self {
             Self::Vxlan(config) => config,
             Self::HostGw(config) => config,
+            Self::Udp(config) => config,
+            Self::Ipip(config) => config,
         }
     }
 
@@ -64,7 +76,8 @@ impl BackendConfig {
     pub fn is_ready_at(&self, peer: &Node) -> bool {
         peer.receives.iter().any(|receive| match (self, receive) {
             (Self::Vxlan(config), Receive::Vxlan { vni, port, .. }) => *vni == config.vni && *port == config.port,
-            (Self::HostGw(_), Receive::HostGw) => true,
+            (Self::Udp(config), Receive::Udp { port, .. }) => *port == config.port,
+            (Self::HostGw(_), Receive::HostGw) | (Self::Ipip(_), Receive::Ipip) => true,
             _ => false,
         })
     }
@@ -151,6 +164,8 @@ pub(crate) fn describe(backend: &BackendConfig) -> String {
     match backend {
         BackendConfig::Vxlan(vxlan) => format!("VXLAN (VNI {}, UDP port {})", vxlan.vni, vxlan.port),
         BackendConfig::HostGw(_) => "routed packets (host-gw)".to_owned(),
+        BackendConfig::Udp(udp) => format!("UDP (port {})", udp.port),
+        BackendConfig::Ipip(_) => "IPIP".to_owned(),
     }
 }
 

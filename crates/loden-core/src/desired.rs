@@ -17,10 +17,10 @@ use foldhash::fast::FixedState;
 use indexmap::IndexMap;
 
 use crate::attach;
+use crate::backend::TunnelEnd;
 use crate::delta::DeltaMap;
-use crate::kernel::link::LinkKind;
 use crate::kernel::{Key, Object, Observed, Scope, Sort};
-use crate::model::{BackendConfig, IfName, PoolName, Vni};
+use crate::model::{BackendConfig, IfName, PoolName};
 use crate::view::{Changed, Problem, View};
 
 /// A route, a nexthop, a neighbour, a forwarding entry: what most peers take of the map's room.
@@ -39,10 +39,10 @@ pub struct Desired {
     uses: BTreeMap<PoolName, BTreeMap<BackendConfig, usize>>,
     /// Whether it has not been known since the start all that this host wants.
     is_unclear: bool,
-    /// The VXLAN devices that this node's record promises.
-    promised: BTreeMap<IfName, (Vni, u16)>,
+    /// The tunnels' devices that this node's record promises.
+    promised: BTreeMap<IfName, TunnelEnd>,
     /// What it is to promise and does not yet.
-    unsaid: Option<BTreeSet<(Vni, u16)>>,
+    unsaid: Option<BTreeSet<TunnelEnd>>,
 }
 
 /// What is kept of a source's wishes.
@@ -242,7 +242,7 @@ impl Desired {
     }
 
     /// Whether something of ours that nobody wants is left all the same: everything as long as not all wishes are known, a
-    /// VTEP device for as long as this node's record promises it to peers, or may come to; with it its addresses, unless
+    /// tunnel's device for as long as this node's record promises it to peers, or may come to; with it its addresses, unless
     /// it is wanted by itself, when it is known which they are. What is on a pod's end goes with it: the plugin may have made it
     /// just now.
     #[must_use]
@@ -250,18 +250,17 @@ impl Desired {
         let is_wanted = |dev| self.map.desired(&Key::Link(dev)).is_some();
         match *key {
             _ if self.is_unclear => true,
-            Key::Link(dev) => self.may_be_promised(dev),
+            Key::Link(dev) | Key::Tunnel(dev) => self.may_be_promised(dev),
             _ if attach::is_on_host_side(key, actual) => true,
-            Key::Address(dev, _) => self.may_be_promised(dev) && !is_wanted(dev),
+            Key::Address(dev, _) | Key::TunnelPeer(dev, _) => self.may_be_promised(dev) && !is_wanted(dev),
             _ => false,
         }
     }
 
     fn may_be_promised(&self, dev: IfName) -> bool {
         let Some(Object::Link(link)) = self.map.actual(&Key::Link(dev)) else { return false };
-        let LinkKind::Vxlan(vxlan) = &link.kind else { return false };
-        let id = (vxlan.vni, vxlan.port);
-        self.promised.get(&dev) == Some(&id) || self.unsaid.as_ref().is_some_and(|unsaid| !unsaid.contains(&id))
+        let Some(end) = TunnelEnd::of_device(dev, link) else { return false };
+        self.promised.get(&dev) == Some(&end) || self.unsaid.as_ref().is_some_and(|unsaid| !unsaid.contains(&end))
     }
 
     /// What could not be wished for, and what people should know besides, by source.

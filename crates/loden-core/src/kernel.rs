@@ -5,6 +5,7 @@
 
 pub mod link;
 pub mod nft;
+pub mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::model::{Family, IfName, Mac, Prefix};
 use crate::plan::Step;
 use link::Link;
 use nft::Table;
+use tunnel::{Peer, Tunnel};
 
 /// Route protocol number (and nexthop and address protocol) of everything that loden makes.
 pub const PROTOCOL: u8 = 76;
@@ -51,6 +53,10 @@ pub enum Key {
     Neighbour(IfName, IpAddr),
     /// A forwarding entry of a VXLAN device: where the VTEP with this Ethernet address is.
     Fdb(IfName, Mac),
+    /// The engine on a TUN device.
+    Tunnel(IfName),
+    /// What that engine knows of the host that owns a block.
+    TunnelPeer(IfName, Prefix),
     /// A route in table `main` with the given priority (IPv4 default 0, IPv6 default 1024).
     Route(Prefix, u32),
 }
@@ -67,6 +73,7 @@ impl Key {
             Self::Nexthop(..) => Sort::Nexthop,
             Self::Neighbour(..) => Sort::Neighbour,
             Self::Fdb(..) => Sort::Fdb,
+            Self::Tunnel(_) | Self::TunnelPeer(..) => Sort::Tunnel,
             Self::Route(..) => Sort::Route,
         }
     }
@@ -80,7 +87,9 @@ impl Key {
             | Self::Address(dev, _)
             | Self::Nexthop(dev, _)
             | Self::Neighbour(dev, _)
-            | Self::Fdb(dev, _) => Some(*dev),
+            | Self::Fdb(dev, _)
+            | Self::Tunnel(dev)
+            | Self::TunnelPeer(dev, _) => Some(*dev),
             Self::Sysctl(_) | Self::Nft | Self::Route(..) => None,
         }
     }
@@ -97,6 +106,8 @@ impl fmt::Display for Key {
             Self::Nexthop(dev, gateway) => write!(f, "nexthop via {gateway} dev {dev}"),
             Self::Neighbour(dev, addr) => write!(f, "neighbour {addr} dev {dev}"),
             Self::Fdb(dev, mac) => write!(f, "fdb {mac} dev {dev}"),
+            Self::Tunnel(dev) => write!(f, "tunnel on {dev}"),
+            Self::TunnelPeer(dev, block) => write!(f, "peer of {block} in the tunnel on {dev}"),
             Self::Route(prefix, _) => write!(f, "route {prefix}"),
         }
     }
@@ -120,14 +131,25 @@ pub enum Sort {
     Neighbour,
     /// Forwarding entries.
     Fdb,
+    /// Tunnels that the agent runs itself.
+    Tunnel,
     /// Routes.
     Route,
 }
 
 impl Sort {
     /// All of them, in the order of making.
-    pub const ALL: [Self; 8] =
-        [Self::Sysctl, Self::Nft, Self::Link, Self::Address, Self::Nexthop, Self::Neighbour, Self::Fdb, Self::Route];
+    pub const ALL: [Self; 9] = [
+        Self::Sysctl,
+        Self::Nft,
+        Self::Link,
+        Self::Address,
+        Self::Nexthop,
+        Self::Neighbour,
+        Self::Fdb,
+        Self::Tunnel,
+        Self::Route,
+    ];
 
     /// The sort's name, as metrics label it.
     #[must_use]
@@ -140,6 +162,7 @@ impl Sort {
             Self::Nexthop => "nexthop",
             Self::Neighbour => "neighbour",
             Self::Fdb => "fdb",
+            Self::Tunnel => "tunnel",
             Self::Route => "route",
         }
     }
@@ -202,6 +225,10 @@ pub enum Object {
     Neighbour(Mac),
     /// The underlay address of the VTEP.
     Fdb(IpAddr),
+    /// An engine on a TUN device.
+    Tunnel(Box<Tunnel>),
+    /// A host that an engine knows.
+    TunnelPeer(Box<Peer>),
     /// Where the route leads.
     Route(Via),
 }
@@ -239,6 +266,8 @@ impl fmt::Display for Object {
             Self::Address { .. } | Self::Nexthop => Ok(()),
             Self::Neighbour(mac) => write!(f, "lladdr {mac} permanent"),
             Self::Fdb(dst) => write!(f, "dst {dst} self permanent"),
+            Self::Tunnel(tunnel) => tunnel.fmt(f),
+            Self::TunnelPeer(peer) => peer.fmt(f),
             Self::Route(via) => via.fmt(f),
         }
     }

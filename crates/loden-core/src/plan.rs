@@ -278,7 +278,7 @@ fn judge(key: &Key, wanted: Option<&Wanted>, actual: Option<&Object>, retained: 
 }
 
 /// The places from here on are those of removals.
-const REMOVALS: u8 = 10;
+const REMOVALS: u8 = 12;
 
 /// The place of a step in the order of doing. A bridge goes before its ports; a link goes before what is on it.
 fn place(key: &Key, verb: Verb, wanted: Option<&Wanted>) -> u8 {
@@ -294,7 +294,9 @@ fn place(key: &Key, verb: Verb, wanted: Option<&Wanted>) -> u8 {
         Key::Nexthop(..) => 6,
         Key::Neighbour(..) => 7,
         Key::Fdb(..) => 8,
-        Key::Route(..) => 9,
+        Key::Tunnel(..) => 9,
+        Key::TunnelPeer(..) => 10,
+        Key::Route(..) => 11,
     };
     if verb == Verb::Remove && *key != Key::Nft { REMOVALS + (REMOVALS - 1 - making) } else { making }
 }

@@ -40,6 +40,15 @@ pub struct Local {
     pub found: BTreeMap<IfName, Mac>,
     /// Which rules this host has for its pods' traffic.
     pub rules: HostRules,
+    /// What its kernel can and others' cannot.
+    pub abilities: Abilities,
+}
+
+/// What some kernels can and others cannot, found out by doing it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// IPIP devices.
+    pub ipip: bool,
 }
 
 /// What the operator of this host says about rules for its pods' traffic, beside what pools say.

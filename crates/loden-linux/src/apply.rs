@@ -14,7 +14,7 @@ use crate::netlink::{Protocol, Socket, Writer};
 use crate::netns::NetNs;
 use crate::observe::LinuxKernel;
 use crate::rt::{address, link, neighbour, nexthop, route};
-use crate::sysctl;
+use crate::{sysctl, tun};
 
 type Outcome = Result<(), LinuxError>;
 
@@ -29,6 +29,7 @@ impl LinuxKernel {
                 Key::Sysctl(_) | Key::DeviceSysctl(..) => now.iter().map(set_sysctl).collect(),
                 Key::Nft => now.iter().map(|step| self.change_table(step)).collect(),
                 Key::Link(_) => now.iter().map(|step| self.link(step)).collect(),
+                Key::Tunnel(_) | Key::TunnelPeer(..) => now.iter().map(|_| Err(not_the_kernels())).collect(),
                 _ => self.batch(now),
             };
             let report = |(step, outcome): (&Step, Outcome)| {
@@ -66,7 +67,10 @@ impl LinuxKernel {
             Some(old) => self.change_link(name, &new, &old, underlay, master)?,
             None => {
                 // By itself: should somebody else's link have come between, what follows must not touch it.
-                self.send(|w| link::create(w, name, &new, underlay, master))?;
+                match new.kind {
+                    LinkKind::Tun => self.make_tun(name, &new)?,
+                    _ => self.send(|w| link::create(w, name, &new, underlay, master))?,
+                }
                 // A kernel without IPv6 makes up no address.
                 forgive_errno(libc::EAFNOSUPPORT, self.send(|w| link::no_made_up_address(w, name)))?;
                 if new.up {
@@ -74,7 +78,15 @@ impl LinuxKernel {
                 }
             }
         }
-        self.learn_number(name, matches!(new.kind, LinkKind::Vxlan(_)))
+        self.learn_number(name)
+    }
+
+    /// A TUN device is made by its file, and then told what a message can tell it. Until it bears loden's group it is one of nobody's,
+    /// and taken over when it is found again.
+    fn make_tun(&mut self, name: IfName, new: &Link) -> Outcome {
+        tun::create(name)?;
+        let made = link::read(&mut self.socket, name)?.ok_or_else(|| no_link(name))?;
+        self.send(|w| link::change(w, name, &Link { up: false, ..new.clone() }, &made.link, None, None))
     }
 
     /// The pod's end of a veth pair follows the host's: it shrinks before and grows after, so that nothing is sent that the
@@ -109,6 +121,7 @@ impl LinuxKernel {
         };
         let underlay = match &link.kind {
             LinkKind::Vxlan(vxlan) => vxlan.underlay,
+            LinkKind::Ipip(ipip) => ipip.underlay,
             _ => None,
         };
         Ok((number(underlay)?, number(link.master)?))
@@ -122,18 +135,9 @@ impl LinuxKernel {
     }
 
     /// Asks for the number of a link that was just made.
-    fn learn_number(&mut self, name: IfName, is_tunnel: bool) -> Outcome {
-        let mut w = Writer::default();
-        w.begin(link::GET, 0);
-        w.raw(&link::info(0, 0, 0));
-        w.text(link::ifla::IFNAME, name.as_str());
-        w.end();
-        let mut number = None;
-        let results = self.socket.batch_with_echo(&mut w, |_, message| {
-            number = link::parse(message.payload).map(|seen| seen.index);
-        })?;
-        results.into_iter().collect::<Outcome>()?;
-        self.index.put_link(name, number.ok_or_else(|| no_link(name))?, is_tunnel);
+    fn learn_number(&mut self, name: IfName) -> Outcome {
+        let seen = link::read(&mut self.socket, name)?.ok_or_else(|| no_link(name))?;
+        self.index.put_link(name, seen.index, seen.is_tunnel());
         Ok(())
     }
 
@@ -240,7 +244,8 @@ impl LinuxKernel {
                 }
                 _ => route::delete(w, prefix, priority),
             },
-            (Key::Sysctl(_) | Key::DeviceSysctl(..) | Key::Nft | Key::Link(_), _) => return Ok(0),
+            (Key::Sysctl(_) | Key::DeviceSysctl(..) | Key::Nft | Key::Link(_), _)
+            | (Key::Tunnel(_) | Key::TunnelPeer(..), _) => return Ok(0),
         }
         Ok(1)
     }
@@ -287,6 +292,11 @@ fn set_mtu_in_pod(netns: &str, ifname: IfName, mtu: u32) -> Outcome {
         let cause = format!("the MTU of {ifname} in the pod's network namespace {netns}: {cause}");
         LinuxError::Netlink { what: format!("{ifname} in the pod"), errno, cause }
     })
+}
+
+fn not_the_kernels() -> LinuxError {
+    let cause = "the kernel holds no such thing: the agent runs it itself".to_owned();
+    LinuxError::Netlink { what: "tunnel".to_owned(), errno: libc::EOPNOTSUPP, cause }
 }
 
 fn no_link(name: IfName) -> LinuxError {

@@ -13,7 +13,7 @@ const FIRST_NEXTHOP: u32 = 76 << 24;
 pub struct Index {
     by_name: BTreeMap<IfName, u32>,
     by_number: BTreeMap<u32, IfName>,
-    /// Links whose nexthops are on-link by decree: VXLAN devices.
+    /// Links whose nexthops are on-link by decree: tunnels for many remote ends.
     tunnels: BTreeSet<IfName>,
     nexthops: BTreeMap<(IfName, IpAddr), u32>,
     nexthops_by_number: BTreeMap<u32, (IfName, IpAddr)>,

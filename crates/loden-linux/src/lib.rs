@@ -3,6 +3,7 @@
 //! [`LinuxKernel`] is the seam's real implementation: it observes what is loden's and applies plans. Below it are
 //! [`netlink`] (sockets, batches, attributes), [`rt`] (links, addresses, routes, … as messages) and `nft`.
 
+pub mod abilities;
 pub mod agent;
 pub mod bridge;
 pub mod clock;

@@ -166,7 +166,7 @@ pub fn become_root_in_user_namespace(scratch: &Path) -> Result<(), LinuxError> {
 }
 
 /// Runs a closure in a thread of its own.
-fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, LinuxError> {
+pub(crate) fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, LinuxError> {
     thread::scope(|scope| {
         scope.spawn(work).join().map_err(|panic| {
             let words = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());

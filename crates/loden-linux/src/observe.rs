@@ -68,7 +68,7 @@ impl LinuxKernel {
         let all = self.all_links()?;
         self.index.clear_links();
         for seen in &all {
-            self.index.put_link(seen.name, seen.index, seen.link.kind.name() == "vxlan");
+            self.index.put_link(seen.name, seen.index, seen.is_tunnel());
         }
         Ok(all.into_iter().filter(|seen| seen.is_ours() || scope.links.contains(&seen.name)).collect())
     }
@@ -157,7 +157,7 @@ impl LinuxKernel {
     /// have changed hands with it.
     fn observe_routes(&mut self, links: &[link::Seen], out: &mut Observed) -> Result<(), LinuxError> {
         for family in Family::ALL {
-            for tunnel in links.iter().filter(|seen| seen.is_ours() && seen.link.kind.name() == "vxlan") {
+            for tunnel in links.iter().filter(|seen| seen.is_ours() && seen.is_tunnel()) {
                 for seen in route::read_unmarked(&mut self.socket, family, tunnel.index)? {
                     out.extend(unmarked_route(&self.index, seen));
                 }
@@ -196,7 +196,7 @@ impl LinuxKernel {
     fn look(&mut self, scope: &Scope) -> Result<Observed, LinuxError> {
         let mut out = Observed::new();
         let wants = |sort| scope.sorts.contains(&sort);
-        let needs_links = scope.sorts.iter().any(|sort| !matches!(sort, Sort::Sysctl | Sort::Nft));
+        let needs_links = scope.sorts.iter().any(|sort| !matches!(sort, Sort::Sysctl | Sort::Nft | Sort::Tunnel));
         let links = if needs_links { self.links(scope)? } else { Vec::new() };
         if wants(Sort::Sysctl) {
             self.observe_sysctls(scope, &mut out)?;

@@ -199,6 +199,7 @@ fn view(peers: u32) -> View {
         bridge: name("cni0"),
         found: BTreeMap::new(),
         rules: loden_core::view::HostRules::default(),
+        abilities: Default::default(),
         underlay: Some(underlay),
     };
     let mut view = View::new(local);

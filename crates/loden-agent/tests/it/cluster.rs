@@ -83,6 +83,7 @@ pub fn reconciler(kernel: FakeKernel) -> Reconciler<FakeKernel> {
         bridge: "cni0".parse().expect("name"),
         found: std::collections::BTreeMap::new(),
         rules: loden_core::view::HostRules::default(),
+        abilities: Default::default(),
         underlay: Some(underlay),
     };
     Reconciler::new(kernel, local)

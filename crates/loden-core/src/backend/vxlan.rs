@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use super::underlays::{common, underlays};
 use super::{Backend, Context, host_gw, mtu_inside};
 use crate::config::ConfigError;
 use crate::desired::Wishes;
@@ -103,7 +104,7 @@ impl VxlanConfig {
         }
         let is_pools_own = match &cx.pool.backend {
             BackendConfig::Vxlan(own) => own.vni != self.vni || own.port == self.port,
-            BackendConfig::HostGw(_) => true,
+            _ => true,
         };
         if is_plain_promised || !is_pools_own {
             spare_name(self.vni, self.port, underlay)
@@ -119,44 +120,20 @@ impl VxlanConfig {
     /// Over which of our devices the peer's VTEP is reached, its Ethernet address, and where it is: over the underlay of
     /// the pool's own family if both sides have it, else over the other.
     fn vtep_of(&self, cx: &Context<'_>, peer: &Node) -> Result<(IfName, Mac, IpAddr), String> {
-        let family = cx.pool.cidr.family();
-        for underlay in [family, family.other()] {
-            let vtep = peer.receives.iter().find_map(|receive| match receive {
-                Receive::Vxlan { vni, underlay: u, mac, port }
-                    if (*vni, *u, *port) == (self.vni, underlay, self.port) =>
+        let end_at = |family| {
+            let mac = peer.receives.iter().find_map(|receive| match receive {
+                Receive::Vxlan { vni, underlay, mac, port }
+                    if (*vni, *underlay, *port) == (self.vni, family, self.port) =>
                 {
                     Some(*mac)
                 }
                 _ => None,
             });
-            let ours = underlays(cx).any(|(u, _)| u == underlay);
-            if let (true, Some(mac), Some(addr), Some(dev)) =
-                (ours, vtep, peer.reached_at(underlay), self.device(cx, underlay))
-            {
-                return Ok((dev, mac, addr));
-            }
-        }
-        let families = |list: Vec<Family>| match list.as_slice() {
-            [] => "no address".to_owned(),
-            list => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
+            Some((self.device(cx, family)?, mac?))
         };
-        Err(format!(
-            "no common underlay for VNI {}: this host has {}, the peer {}",
-            self.vni,
-            families(cx.underlay.addresses.iter().map(|(family, _)| family).collect()),
-            families(peer.underlay.iter().map(|(family, _)| family).collect()),
-        ))
+        let ((dev, mac), addr) = common(cx, peer, &format!("VNI {}", self.vni), end_at)?;
+        Ok((dev, mac, addr))
     }
-}
-
-/// The underlay families that a pool needs devices for, with this host's address; the one for its own traffic first. The
-/// second is there only when some peer lacks the first.
-fn underlays(cx: &Context<'_>) -> impl Iterator<Item = (Family, IpAddr)> {
-    let own = cx.underlay.addresses;
-    let family = cx.pool.cidr.family();
-    let first = if own.get(family).is_some() { family } else { family.other() };
-    let second = if cx.view.some_peer_lacks(first) { Some(first.other()) } else { None };
-    [Some(first), second].into_iter().flatten().filter_map(move |f| own.get(f).map(|addr| (f, addr)))
 }
 
 /// A VTEP that this node's record names, so that peers send to it.

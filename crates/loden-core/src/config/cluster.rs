@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use super::ConfigError;
 use super::fields::{Fields, nearest};
-use crate::model::{BackendConfig, Family, HostGwConfig, Pool, PoolName, Prefix, Vni, VxlanConfig};
+use crate::model::{
+    BackendConfig, Family, HostGwConfig, IpipConfig, Pool, PoolName, Prefix, UdpConfig, Vni, VxlanConfig,
+};
 
 /// Parses a file of `[[pool]]` tables and checks each and all together.
 ///
@@ -61,8 +63,18 @@ pub fn default_block_len(cidr: Prefix) -> u8 {
     if cidr.len() + 2 <= usual { usual } else { (cidr.len() + 2).min(cidr.family().bits()) }
 }
 
+/// The backends by name.
+pub(crate) const KINDS: [&str; 4] = ["vxlan", "host-gw", "udp", "ipip"];
+
+/// The backends, for people.
+pub(crate) fn kinds() -> String {
+    let quoted: Vec<String> = KINDS.iter().map(|kind| format!("{kind:?}")).collect();
+    let (last, first) = quoted.split_last().unwrap_or((&quoted[0], &[]));
+    format!("{} or {last}", first.join(", "))
+}
+
 fn parse_backend(mut fields: Fields) -> Result<BackendConfig, ConfigError> {
-    let kind = fields.text("type")?.ok_or_else(|| fields.missing("type", "\"vxlan\" or \"host-gw\""))?;
+    let kind = fields.text("type")?.ok_or_else(|| fields.missing("type", &kinds()))?;
     let backend = match kind.as_str() {
         "vxlan" => {
             let usual = VxlanConfig::default();
@@ -76,10 +88,15 @@ fn parse_backend(mut fields: Fields) -> Result<BackendConfig, ConfigError> {
             })
         }
         "host-gw" => BackendConfig::HostGw(HostGwConfig {}),
+        "udp" => {
+            let port = fields.number("port", 1, 65535)?.and_then(|port| u16::try_from(port).ok());
+            BackendConfig::Udp(UdpConfig { port: port.unwrap_or(UdpConfig::default().port) })
+        }
+        "ipip" => BackendConfig::Ipip(IpipConfig { direct_routing: fields.flag("direct_routing")?.unwrap_or(false) }),
         other => {
-            let meant = match nearest(other, ["vxlan", "host-gw"].into_iter()) {
+            let meant = match nearest(other, KINDS.into_iter()) {
                 Some(known) => format!("did you mean \"{known}\"?"),
-                None => "\"vxlan\" or \"host-gw\" was meant".to_owned(),
+                None => format!("{} was meant", kinds()),
             };
             return Err(fields.invalid("type", &format!("{other:?}"), &meant));
         }
@@ -141,6 +158,14 @@ pub fn check_pool(pool: &Pool) -> Result<(), ConfigError> {
         BackendConfig::Vxlan(vxlan) if vxlan.port == 0 => {
             invalid("backend.port", "0".to_owned(), "a UDP port from 1 to 65535 was meant".to_owned())
         }
+        BackendConfig::Udp(udp) if udp.port == 0 => {
+            invalid("backend.port", "0".to_owned(), "a UDP port from 1 to 65535 was meant".to_owned())
+        }
+        BackendConfig::Ipip(_) if pool.cidr.family() == Family::V6 => invalid(
+            "backend.type",
+            "ipip".to_owned(),
+            "it carries IPv4 alone; \"vxlan\" or \"udp\" was meant, which carry IPv6 too".to_owned(),
+        ),
         _ => Ok(()),
     }
 }
@@ -173,6 +198,14 @@ pub fn check_together<'a>(others: impl Iterator<Item = &'a Pool>, pool: &Pool) -
             |why: String| Err(ConfigError::Clash { pool: pool.name.to_string(), with: other.name.to_string(), why });
         if other.cidr.overlaps(pool.cidr) {
             return clash(format!("{} overlaps {}; choose addresses that are in no other pool", pool.cidr, other.cidr));
+        }
+        if let (BackendConfig::Vxlan(VxlanConfig { port, .. }), BackendConfig::Udp(udp))
+        | (BackendConfig::Udp(udp), BackendConfig::Vxlan(VxlanConfig { port, .. })) = (&other.backend, &pool.backend)
+            && *port == udp.port
+        {
+            return clash(format!(
+                "one sends VXLAN to UDP port {port} and the other bare packets; give them different ports"
+            ));
         }
         if let (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) = (&other.backend, &pool.backend)
             && a.vni == b.vni

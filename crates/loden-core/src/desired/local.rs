@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use super::{Source, Wishes};
 use crate::attach;
-use crate::backend::{Context, describe, reach};
+use crate::backend::{Context, TunnelEnd, describe, promised, reach};
 use crate::kernel::link::{Bridge, Link, LinkKind, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
 use crate::masquerade;
-use crate::model::{Attach, AttachmentKey, Block, Family, NodeName, Pool, Prefix, Receive, Vni};
+use crate::model::{Attach, AttachmentKey, Block, Family, NodeName, Pool, Prefix, Receive};
 use crate::view::{Problem, View};
 
 /// The priority of a route to nowhere: behind those that the kernel makes for a link's own prefix, which are 0 and in IPv6 256.
@@ -56,8 +56,7 @@ fn mtu_pod(view: &View) -> Result<u32, crate::config::ConfigError> {
 /// The host's own objects.
 pub(super) fn local(view: &View) -> Wishes {
     let mut out = Wishes::new(Source::Local);
-    let promised = view.promises().iter().filter(|vtep| vtep.is_named);
-    out.promised = promised.filter_map(|vtep| Some((vtep.device?, (vtep.vni, vtep.port)))).collect();
+    out.promised = promised(view);
     out.unsaid = unsaid(view);
     out.partial = !view.refused_pools().is_empty();
     let Some(underlay) = view.local.underlay.as_ref() else {
@@ -99,15 +98,11 @@ pub(super) fn local(view: &View) -> Wishes {
     out
 }
 
-/// The VTEPs, by VNI and port, that this node is to publish, as long as its record has not come back with all of them.
-fn unsaid(view: &View) -> Option<BTreeSet<(Vni, u16)>> {
+/// The tunnels' ends that this node is to publish, as long as its record has not come back with all of them.
+fn unsaid(view: &View) -> Option<BTreeSet<TunnelEnd>> {
     let (now, said) = (published(view)?, view.own_record()?);
-    let id = |receive: &Receive| match receive {
-        Receive::Vxlan { vni, port, .. } => Some((*vni, *port)),
-        Receive::HostGw => None,
-    };
     let is_said = now.receives.iter().all(|receive| said.receives.contains(receive));
-    (!is_said).then(|| now.receives.iter().filter_map(id).collect())
+    (!is_said).then(|| now.receives.iter().filter_map(TunnelEnd::of).collect())
 }
 
 /// Says which former backends are kept up, and for whom: a node that is gone without its record keeps one forever.
@@ -227,6 +222,9 @@ pub(super) fn peer(view: &View, name: &NodeName) -> Wishes {
         out.serve(Some(pool.name.clone()));
         let cx = Context { view, underlay, pool };
         let subject = || format!("node {name}, pool {}", pool.name);
+        for backend in view.active_backends(pool) {
+            backend.backend().admit(&cx, node, &blocks, &mut out);
+        }
         match reach(&cx, node, &blocks, &mut out) {
             Ok((_, None)) => {}
             Ok((backend, Some(cause))) => {

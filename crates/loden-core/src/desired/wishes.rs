@@ -6,8 +6,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{Origin, Source, Why};
+use crate::backend::TunnelEnd;
 use crate::kernel::{Key, Object};
-use crate::model::{BackendConfig, IfName, PoolName, Vni};
+use crate::model::{BackendConfig, IfName, PoolName};
 use crate::view::Problem;
 
 /// An object that is wanted, and why.
@@ -35,12 +36,12 @@ pub struct Wishes {
     pub hold: bool,
     /// Set when something of what is asked for cannot be known, so that there may be more to wish for.
     pub partial: bool,
-    /// The VXLAN devices that this node's record promises to its peers, with VNI and port: such a device is not removed
+    /// The tunnels' devices that this node's record promises to its peers, with what each takes in: such a device is not removed
     /// before the promise has been taken back.
-    pub promised: BTreeMap<IfName, (Vni, u16)>,
-    /// Set while this node's record lags behind what it is to promise: the VNIs and ports of that. An older promise may
-    /// be on its way through the datastore, so no other VTEP device is removed either.
-    pub unsaid: Option<BTreeSet<(Vni, u16)>>,
+    pub promised: BTreeMap<IfName, TunnelEnd>,
+    /// Set while this node's record lags behind what it is to promise: the tunnels of that. An older promise may be on its way
+    /// through the datastore, so no other tunnel's device is removed either.
+    pub unsaid: Option<BTreeSet<TunnelEnd>>,
 }
 
 impl Wishes {
@@ -87,16 +88,18 @@ impl Wishes {
         self.objects.extend(wishes);
     }
 
-    /// Every object once, by key. Two pools may want one object (one VTEP device carries both families): the first has
-    /// it, and where they differ in the MTU the smaller does for both.
+    /// Every object once, by key. Two pools may want one object (one device carries both families): the first has it, and where
+    /// they differ in the MTU the smaller does for both.
     #[must_use]
     pub fn ordered(&mut self) -> Vec<(Key, Wanted)> {
         let mut objects = std::mem::take(&mut self.objects);
         objects.sort_by_key(|(key, _)| *key);
         objects.dedup_by(|(key, second), (first_key, first)| {
             let is_twice = key == first_key;
-            if let (true, Object::Link(first), Object::Link(second)) = (is_twice, &mut first.object, &second.object) {
-                first.mtu = first.mtu.min(second.mtu);
+            match (is_twice, &mut first.object, &second.object) {
+                (true, Object::Link(first), Object::Link(second)) => first.mtu = first.mtu.min(second.mtu),
+                (true, Object::Tunnel(first), Object::Tunnel(second)) => first.merge(second),
+                _ => {}
             }
             is_twice
         });

@@ -44,6 +44,10 @@ pub enum LinkKind {
     Vxlan(Vxlan),
     /// A bridge.
     Bridge(Bridge),
+    /// An IPIP device (RFC 2003) for any remote end.
+    Ipip(Ipip),
+    /// A TUN device that stays when nobody holds it, with several queues and packets' virtio headers.
+    Tun,
     /// The host's end of a pod's veth pair. The plugin makes it; here it is only kept right.
     Veth {
         /// The pod's end, whose MTU follows; observed: `None`.
@@ -68,6 +72,15 @@ pub struct Vxlan {
     pub learning: bool,
     /// The group policy extension.
     pub gbp: bool,
+}
+
+/// An IPIP device's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ipip {
+    /// The link that carries the outer packets; `None`: as they are routed.
+    pub underlay: Option<IfName>,
+    /// The source address of the outer packets.
+    pub local: Option<IpAddr>,
 }
 
 /// A bridge's settings.
@@ -124,7 +137,10 @@ impl Link {
     pub fn change_from(&self, actual: &Self) -> LinkChange {
         let fixed = match (&self.kind, &actual.kind) {
             (LinkKind::Vxlan(wanted), LinkKind::Vxlan(actual)) => wanted.fixed_difference(actual),
-            (LinkKind::Bridge(_), LinkKind::Bridge(_)) | (LinkKind::Veth { .. }, LinkKind::Veth { .. }) => None,
+            (LinkKind::Bridge(_), LinkKind::Bridge(_))
+            | (LinkKind::Veth { .. }, LinkKind::Veth { .. })
+            | (LinkKind::Ipip(_), LinkKind::Ipip(_))
+            | (LinkKind::Tun, LinkKind::Tun) => None,
             (wanted, actual) => Some(format!("it is a {} device, wanted is {}", actual.name(), wanted.name())),
         };
         match fixed {
@@ -143,6 +159,8 @@ impl LinkKind {
             Self::Vxlan(_) => "vxlan",
             Self::Bridge(_) => "bridge",
             Self::Veth { .. } => "veth",
+            Self::Ipip(_) => "ipip",
+            Self::Tun => "tun",
             Self::Other(name) => name,
         }
     }
@@ -188,6 +206,9 @@ impl fmt::Display for Link {
             if v.gbp {
                 write!(f, " gbp")?;
             }
+        }
+        if let LinkKind::Ipip(Ipip { local: Some(local), .. }) = &self.kind {
+            write!(f, " local {local}")?;
         }
         write!(f, " mtu {}", self.mtu)?;
         if let Some(mac) = self.mac {

@@ -68,6 +68,18 @@ pub enum Receive {
     },
     /// Plain routed packets for its blocks.
     HostGw,
+    /// Bare packets in UDP.
+    Udp {
+        /// The family of the outer header.
+        underlay: Family,
+        /// The port it listens on.
+        port: u16,
+        /// Whether it takes in many packets at once. flannel's proxy has a small buffer and drops what comes in a burst.
+        #[serde(default)]
+        bursts: bool,
+    },
+    /// IPv4 in IPv4.
+    Ipip,
 }
 
 /// A node as the datastore holds it.

@@ -55,6 +55,10 @@ pub enum BackendConfig {
     Vxlan(VxlanConfig),
     /// Plain routes to the peer's address; all nodes on one segment.
     HostGw(HostGwConfig),
+    /// Bare packets in UDP, by an engine in the agent: flannel's wire.
+    Udp(UdpConfig),
+    /// IP in IP (RFC 2003), by the kernel where it can, else by the same engine.
+    Ipip(IpipConfig),
 }
 
 impl BackendConfig {
@@ -64,6 +68,8 @@ impl BackendConfig {
         match self {
             Self::Vxlan(_) => "vxlan",
             Self::HostGw(_) => "host-gw",
+            Self::Udp(_) => "udp",
+            Self::Ipip(_) => "ipip",
         }
     }
 }
@@ -97,6 +103,29 @@ impl Default for VxlanConfig {
 /// Options of host-gw: none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HostGwConfig {}
+
+/// Options of the UDP backend.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UdpConfig {
+    /// UDP port; default 8285, as flannel's.
+    pub port: u16,
+}
+
+impl Default for UdpConfig {
+    fn default() -> Self {
+        Self { port: 8285 }
+    }
+}
+
+/// Options of the IPIP backend.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IpipConfig {
+    /// Whether peers on the same segment are reached by plain routes (Calico's `CrossSubnet`).
+    #[serde(default)]
+    pub direct_routing: bool,
+}
 
 /// A block: a part of a pool that one node owns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

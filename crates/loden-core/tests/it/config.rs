@@ -50,6 +50,8 @@ fn describe(pool: &Pool) -> String {
             format!("vxlan vni {} port {} mtu {:?} gbp {} direct {}", v.vni, v.port, v.mtu, v.gbp, v.direct_routing)
         }
         BackendConfig::HostGw(_) => "host-gw".to_owned(),
+        BackendConfig::Udp(udp) => format!("udp port {}", udp.port),
+        BackendConfig::Ipip(ipip) => format!("ipip direct {}", ipip.direct_routing),
     };
     format!("{} {} /{} {nat} {:?} {backend}", pool.name, pool.cidr, pool.block_len, pool.node_selector)
 }
@@ -99,7 +101,10 @@ fn a_missing_key_is_named_with_what_it_should_say() {
         "[[pool]]\nname = \"p\"\n",
         "`pool[0].cidr` is missing: the pool's addresses, such as \"10.244.0.0/16\"",
     );
-    check_pool("backend = { vni = 2 }", "`pool[0].backend.type` is missing: \"vxlan\" or \"host-gw\"");
+    check_pool(
+        "backend = { vni = 2 }",
+        "`pool[0].backend.type` is missing: \"vxlan\", \"host-gw\", \"udp\" or \"ipip\"",
+    );
 }
 
 #[test]
@@ -137,7 +142,7 @@ fn a_value_out_of_its_range_is_shown_with_the_range() {
     check_pool("backend = { type = \"hostgw\" }", &format!("{kind} \"hostgw\": did you mean \"host-gw\"?"));
     check_pool(
         "backend = { type = \"wireguard\" }",
-        &format!("{kind} \"wireguard\": \"vxlan\" or \"host-gw\" was meant"),
+        &format!("{kind} \"wireguard\": \"vxlan\", \"host-gw\", \"udp\" or \"ipip\" was meant"),
     );
     check_pools(
         "[[pool]]\nname = \"My Pool\"\ncidr = \"10.0.0.0/16\"\n",

@@ -236,7 +236,7 @@ fn what_is_malformed_or_does_not_fit_is_named_and_hides_nothing_else() {
 fn a_broken_configuration_takes_nothing_away() {
     let mut etcd = Etcd::default();
     etcd.put("config", V4).put("subnets/10.5.34.0-24", &vxlan("172.16.0.5"));
-    for broken in [Some("{"), Some(r#"{"Network":"10.5.0.0/16"}"#), None] {
+    for broken in [Some("{"), Some(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}"#), None] {
         let before = etcd.clone();
         match broken {
             Some(text) => etcd.put("config", text),

@@ -16,6 +16,7 @@ fn view() -> View {
         bridge: "cni0".parse().expect("name"),
         found: Default::default(),
         rules: Default::default(),
+        abilities: Default::default(),
         underlay: Some(Underlay {
             ifname: "eth0".parse().expect("name"),
             mtu: 1500,

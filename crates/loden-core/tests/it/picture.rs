@@ -8,7 +8,7 @@ use loden_core::config::cluster::parse_pools;
 use loden_core::desired::Desired;
 use loden_core::model::{Attachment, Block, Entry, Node, Record};
 use loden_core::underlay::Underlay;
-use loden_core::view::{Changed, HostRules, Local, View};
+use loden_core::view::{Abilities, Changed, HostRules, Local, View};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -44,6 +44,8 @@ struct Host {
     masquerade: Option<bool>,
     forward_rules: Option<bool>,
     blackhole_route: Option<bool>,
+    #[serde(default)]
+    ipip: bool,
 }
 
 /// Reads a picture.
@@ -61,6 +63,7 @@ pub fn read(text: &str) -> View {
             blackhole: picture.local.blackhole_route.unwrap_or(false),
         },
         underlay: picture.underlay,
+        abilities: Abilities { ipip: picture.local.ipip },
     });
     let pools = parse_pools(serde_json::json!({ "pool": picture.pool })).expect("pools");
     let pools = pools.into_iter().map(Record::Pool);

@@ -13,6 +13,7 @@ fn view() -> View {
         bridge: "cni0".parse().expect("name"),
         found: std::collections::BTreeMap::new(),
         rules: loden_core::view::HostRules::default(),
+        abilities: Default::default(),
         underlay: None,
     })
 }
@@ -35,7 +36,7 @@ fn check(puts: &[(u64, Pool)], in_force: &[&str], problems: &[&str]) {
             loden_core::model::BackendConfig::Vxlan(vxlan) => {
                 format!("{} {} port {}", pool.name, pool.cidr, vxlan.port)
             }
-            loden_core::model::BackendConfig::HostGw(_) => format!("{} {}", pool.name, pool.cidr),
+            _ => format!("{} {}", pool.name, pool.cidr),
         })
         .collect();
     assert_eq!(pools, in_force);

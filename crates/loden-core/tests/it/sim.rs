@@ -4,16 +4,17 @@
 //! kernel follow, and writes its own record later, when it has come to know what it may say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use loden_core::desired::{Desired, Source, published};
 use loden_core::kernel::link::{Link, LinkKind};
-use loden_core::kernel::{Key, Object, Via, default_priority};
+use loden_core::kernel::{Key, Object, Observed, Sort, Via, default_priority};
 use loden_core::model::{
-    BackendConfig, Block, Entry, IfName, Node, NodeName, PerFamily, Pool, PoolName, Receive, Record,
+    BackendConfig, Block, Entry, IfName, Node, NodeName, PerFamily, Pool, PoolName, Prefix, Receive, Record,
 };
 use loden_core::plan::Plan;
 use loden_core::underlay::Underlay;
-use loden_core::view::{Changed, Local, Said, View};
+use loden_core::view::{Abilities, Changed, Local, Said, View};
 
 use crate::picture;
 use loden_testkit::FakeKernel;
@@ -41,6 +42,8 @@ pub struct Host {
     facts: Option<(Vec<Receive>, Sends)>,
     /// Set for a host that is dead: it does nothing any more.
     pub dead: bool,
+    /// Set while a new agent has not looked at its kernel yet.
+    is_starting: bool,
 }
 
 impl Sim {
@@ -95,6 +98,7 @@ impl Sim {
             let plan = Plan::of(&host.desired);
             assert!(plan.refused.is_empty(), "{plan}");
             if plan.is_empty() {
+                host.is_starting = false;
                 break;
             }
             assert!(pass < 4, "{} does not come to an end:\n{plan}", host.name);
@@ -146,8 +150,10 @@ impl Sim {
         if self.hosts[n].dead {
             return;
         }
-        let kernel = std::mem::take(&mut self.hosts[n].kernel);
-        self.hosts[n] = Host { kernel, changed: picture::everything(), ..Host::new(n) };
+        let mut kernel = std::mem::take(&mut self.hosts[n].kernel);
+        // Engines end with the process.
+        kernel.objects.retain(|key, _| key.sort() != Sort::Tunnel);
+        self.hosts[n] = Host { kernel, changed: picture::everything(), is_starting: true, ..Host::new(n) };
         while self.hosts[n].cursor < self.log.len() {
             self.deliver(n);
         }
@@ -209,6 +215,8 @@ impl Host {
             bridge: "cni0".parse().expect("name"),
             found: BTreeMap::new(),
             rules: loden_core::view::HostRules::default(),
+            // Kernels differ.
+            abilities: Abilities { ipip: n == 1 },
             underlay: Some(underlay),
         };
         Self {
@@ -220,7 +228,12 @@ impl Host {
             cursor: 0,
             facts: None,
             dead: false,
+            is_starting: false,
         }
+    }
+
+    fn address(&self) -> IpAddr {
+        self.view.local.underlay.as_ref().and_then(|underlay| underlay.addresses.v4).expect("address")
     }
 
     /// The VXLAN devices in the kernel.
@@ -239,22 +252,80 @@ fn eth0() -> IfName {
 /// Whether what `a` sends to the block reaches `b`: by the underlay, or by a tunnel of which `b` has the other end.
 fn usable(a: &Host, b: &Host, block: &Block) -> Result<(), String> {
     let here = &a.kernel.objects;
-    let there = b.view.local.underlay.as_ref().and_then(|underlay| underlay.addresses.v4).expect("address");
-    let route = Key::Route(block.cidr, default_priority(block.cidr.family()));
-    let Some(Object::Route(Via::Nexthop(dev, gateway))) = here.get(&route) else {
-        return Err("no route".to_owned());
-    };
-    if !here.contains_key(&Key::Nexthop(*dev, *gateway)) {
-        return Err("no nexthop".to_owned());
+    let there = b.address();
+    match route_to(here, block.cidr) {
+        Some(Via::Nexthop(dev, gateway)) => {
+            if !here.contains_key(&Key::Nexthop(dev, gateway)) {
+                return Err("no nexthop".to_owned());
+            }
+            if dev == eth0() {
+                return if gateway == there { Ok(()) } else { Err(format!("routed to {gateway}")) };
+            }
+            match here.get(&Key::Link(dev)) {
+                Some(Object::Link(link)) if matches!(link.kind, LinkKind::Ipip(_)) && gateway == there => {
+                    takes_in(a, b, block.cidr, dev)
+                }
+                Some(Object::Link(link)) => usable_vtep(here, b, (dev, gateway), link),
+                _ => Err(format!("no device {dev}")),
+            }
+        }
+        Some(Via::Link(dev)) => {
+            if a.is_starting {
+                // Its engine was in the process that has ended, and is started by the next one before anything else.
+                return Ok(());
+            }
+            if !here.contains_key(&Key::Tunnel(dev)) {
+                return Err(format!("no engine on {dev}"));
+            }
+            match here.get(&Key::TunnelPeer(dev, block.cidr)) {
+                Some(Object::TunnelPeer(peer)) if peer.to.is_some_and(|to| to.addr == there) => {
+                    takes_in(a, b, block.cidr, dev)
+                }
+                other => Err(format!("the engine on {dev} has {other:?}")),
+            }
+        }
+        other => Err(format!("no route: {other:?}")),
     }
-    if *dev == eth0() {
-        return if *gateway == there { Ok(()) } else { Err(format!("routed to {gateway}")) };
+}
+
+/// Where the longest prefix leads.
+fn route_to(here: &Observed, block: Prefix) -> Option<Via> {
+    let priority = default_priority(block.family());
+    let covering = here.iter().filter_map(|(key, object)| match (key, object) {
+        (Key::Route(prefix, of), Object::Route(via)) if *of == priority && prefix.covers(block) => Some((prefix, via)),
+        _ => None,
+    });
+    covering.max_by_key(|(prefix, _)| prefix.len()).map(|(_, via)| *via)
+}
+
+/// Whether `b` takes in what `a` sends by the device of this name, which says what it is on the wire.
+fn takes_in(a: &Host, b: &Host, to: Prefix, dev: IfName) -> Result<(), String> {
+    if b.is_starting {
+        return Ok(());
     }
-    let Some(Object::Link(link)) = here.get(&Key::Link(*dev)) else { return Err(format!("no device {dev}")) };
-    let Some(Object::Neighbour(mac)) = here.get(&Key::Neighbour(*dev, *gateway)) else {
+    let there = &b.kernel.objects;
+    match there.get(&Key::Link(dev)) {
+        Some(Object::Link(link)) if !link.up => return Err(format!("{dev} is down there")),
+        Some(Object::Link(link)) if matches!(link.kind, LinkKind::Ipip(_)) => return Ok(()),
+        Some(_) if there.contains_key(&Key::Tunnel(dev)) => {}
+        _ => return Err(format!("nobody takes in what {dev} sends")),
+    }
+    let from_a = a.view.blocks.get(&a.name).into_iter().flatten();
+    let is_known = |block: &&Block| b.view.blocks.get(&a.name).is_some_and(|known| known.contains(block));
+    for block in from_a.filter(|block| block.cidr.family() == to.family()).filter(is_known) {
+        match there.get(&Key::TunnelPeer(dev, block.cidr)) {
+            Some(Object::TunnelPeer(peer)) if peer.from.contains(&a.address()) => {}
+            other => return Err(format!("from {} is dropped there: {other:?}", block.cidr)),
+        }
+    }
+    Ok(())
+}
+
+fn usable_vtep(here: &Observed, b: &Host, (dev, gateway): (IfName, IpAddr), link: &Link) -> Result<(), String> {
+    let Some(Object::Neighbour(mac)) = here.get(&Key::Neighbour(dev, gateway)) else {
         return Err("no ARP entry".to_owned());
     };
-    if here.get(&Key::Fdb(*dev, *mac)) != Some(&Object::Fdb(there)) {
+    if here.get(&Key::Fdb(dev, *mac)) != Some(&Object::Fdb(b.address())) {
         return Err("no FDB entry".to_owned());
     }
     let tells_apart = |link: &Link| match &link.kind {

@@ -45,6 +45,14 @@ fn host_gw() -> serde_json::Value {
     json!({ "type": "host-gw" })
 }
 
+fn udp(port: u16) -> serde_json::Value {
+    json!({ "type": "udp", "port": port })
+}
+
+fn ipip() -> serde_json::Value {
+    json!({ "type": "ipip" })
+}
+
 fn direct() -> serde_json::Value {
     json!({ "type": "vxlan", "direct_routing": true })
 }
@@ -116,7 +124,7 @@ fn check_end(sim: &Sim, pools: &[Pool]) {
 fn tells_apart(backend: &BackendConfig) -> Option<(u32, u16)> {
     match backend {
         BackendConfig::Vxlan(vxlan) => Some((vxlan.vni.get(), vxlan.port)),
-        BackendConfig::HostGw(_) => None,
+        _ => None,
     }
 }
 
@@ -145,6 +153,14 @@ fn rows() -> Vec<Vec<Vec<Pool>>> {
         one(&[vxlan(1, 8472), vxlan(2, 8472), vxlan(1, 8472), vxlan(2, 8472)]),
         one(&[vxlan(1, 8472), host_gw(), vxlan(1, 8472), host_gw()]),
         one(&[vxlan(1, 8472), vxlan(1, 4789), vxlan(1, 8472), vxlan(1, 4789), vxlan(1, 8472)]),
+        // By engines in the agents, and by the kernels of some.
+        one(&[vxlan(1, 8472), udp(8285), host_gw()]),
+        one(&[udp(8285), vxlan(1, 8472)]),
+        one(&[udp(8285), udp(9000), udp(8285)]),
+        one(&[udp(8285), ipip(), vxlan(1, 8472)]),
+        one(&[ipip(), host_gw(), ipip()]),
+        one(&[ipip(), udp(8285), ipip()]),
+        vec![pools(&[udp(8285), udp(8285)]), pools(&[vxlan(1, 8472), udp(8285)])],
         // Two pools share the device and are changed one after the other: the first change alone is refused.
         vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[vxlan(1, 4789), vxlan(1, 4789)])],
         vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[vxlan(2, 8472), vxlan(3, 8472)])],

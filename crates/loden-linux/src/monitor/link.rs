@@ -99,7 +99,7 @@ impl Links {
     }
 
     fn note(&mut self, seen: &Seen) {
-        self.index.put_link(seen.name, seen.index, seen.link.kind.name() == "vxlan");
+        self.index.put_link(seen.name, seen.index, seen.is_tunnel());
         set(&mut self.own, seen.name, seen.is_ours());
         set(&mut self.running, seen.name, seen.is_running);
     }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use loden_core::kernel::LINK_GROUP;
-use loden_core::kernel::link::{Bridge, Link, LinkKind, Port, Vxlan};
+use loden_core::kernel::link::{Bridge, Ipip, Link, LinkKind, Port, Vxlan};
 use loden_core::model::{IfName, Mac, Vni};
 
 use crate::error::LinuxError;
@@ -61,6 +61,14 @@ pub mod ifla {
     pub const VXLAN_PORT: u16 = 15;
     pub const VXLAN_LOCAL6: u16 = 17;
     pub const VXLAN_GBP: u16 = 23;
+    pub const IPTUN_LINK: u16 = 1;
+    pub const IPTUN_LOCAL: u16 = 2;
+    pub const IPTUN_REMOTE: u16 = 3;
+    pub const TUN_TYPE: u16 = 3;
+    pub const TUN_PI: u16 = 4;
+    pub const TUN_VNET_HDR: u16 = 5;
+    pub const TUN_PERSIST: u16 = 6;
+    pub const TUN_MULTI_QUEUE: u16 = 7;
 }
 
 /// A link as the kernel reports it; names of other links are still numbers.
@@ -70,11 +78,11 @@ pub struct Seen {
     pub index: u32,
     /// Its name.
     pub name: IfName,
-    /// All else; `master` and the VXLAN underlay are filled in by [`Seen::resolve`].
+    /// All else; `master` and a tunnel's underlay are filled in by [`Seen::resolve`].
     pub link: Link,
     /// The number of its master.
     pub master: Option<u32>,
-    /// The number of the VXLAN device's underlay.
+    /// The number of the tunnel's underlay.
     pub underlay: Option<u32>,
     /// Whether packets can leave: up and with a carrier. The kernel drops a link's nexthops when this ends.
     pub is_running: bool,
@@ -435,7 +443,18 @@ fn kind(w: &mut Writer, kind: &LinkKind, underlay: Option<u32>, old: Option<&Lin
             }
             w.close(data);
         }
-        LinkKind::Veth { .. } | LinkKind::Other(_) => {}
+        LinkKind::Ipip(ipip) => {
+            let data = w.nest(ifla::INFO_DATA);
+            if let Some(underlay) = underlay {
+                w.u32(ifla::IPTUN_LINK, underlay);
+            }
+            if let Some(local) = ipip.local {
+                w.ip(ifla::IPTUN_LOCAL, local);
+            }
+            w.close(data);
+        }
+        // A TUN device is made by its file ([`crate::tun`]), and a living one takes nothing here.
+        LinkKind::Tun | LinkKind::Veth { .. } | LinkKind::Other(_) => {}
     }
     w.close(info);
 }
@@ -516,6 +535,23 @@ fn parse_kind(info: Option<Attrs<'_>>) -> (LinkKind, Option<u32>) {
             let (snooping, filtering) = (is_set(ifla::BR_MCAST_SNOOPING), is_set(ifla::BR_VLAN_FILTERING));
             (LinkKind::Bridge(Bridge { mcast_snooping: snooping, vlan_filtering: filtering }), None)
         }
+        "ipip" => {
+            let addr = |kind| data.find(kind).and_then(ip).filter(|addr| !addr.is_unspecified());
+            let underlay = number(ifla::IPTUN_LINK).filter(|index| *index != 0);
+            match addr(ifla::IPTUN_REMOTE) {
+                Some(remote) => (LinkKind::Other(format!("ipip to {remote} alone")), None),
+                None => (LinkKind::Ipip(Ipip { underlay: None, local: addr(ifla::IPTUN_LOCAL) }), underlay),
+            }
+        }
+        "tun" => {
+            let is_on = |kind| byte(kind) == Some(1);
+            let has_all = [ifla::TUN_TYPE, ifla::TUN_VNET_HDR, ifla::TUN_PERSIST, ifla::TUN_MULTI_QUEUE].map(is_on);
+            if has_all == [true; 4] && !is_on(ifla::TUN_PI) {
+                (LinkKind::Tun, None)
+            } else {
+                (LinkKind::Other("tun of one queue, or without a header, or a running program's".to_owned()), None)
+            }
+        }
         "veth" => (LinkKind::Veth { pod: None }, None),
         other => (LinkKind::Other(other.to_owned()), None),
     }
@@ -528,12 +564,21 @@ impl Seen {
         self.link.group == LINK_GROUP
     }
 
+    /// Whether its gateways are on-link by decree: a tunnel for many remote ends.
+    #[must_use]
+    pub fn is_tunnel(&self) -> bool {
+        matches!(self.link.kind, LinkKind::Vxlan(_) | LinkKind::Ipip(_))
+    }
+
     /// The link with the names of those that it hangs on.
     #[must_use]
     pub fn resolve(mut self, name_of: impl Fn(u32) -> Option<IfName>) -> Link {
         self.link.master = self.master.and_then(&name_of);
-        if let LinkKind::Vxlan(vxlan) = &mut self.link.kind {
-            vxlan.underlay = self.underlay.and_then(&name_of);
+        let underlay = self.underlay.and_then(&name_of);
+        match &mut self.link.kind {
+            LinkKind::Vxlan(vxlan) => vxlan.underlay = underlay,
+            LinkKind::Ipip(ipip) => ipip.underlay = underlay,
+            _ => {}
         }
         self.link
     }

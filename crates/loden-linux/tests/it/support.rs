@@ -191,6 +191,7 @@ pub fn view(peers: u32) -> View {
         bridge: ifname("cni0"),
         found: std::collections::BTreeMap::new(),
         rules: loden_core::view::HostRules::default(),
+        abilities: Default::default(),
         underlay: Some(underlay),
     };
     let mut view = View::new(local);

@@ -14,14 +14,13 @@ pub enum FlannelError {
     #[error(transparent)]
     Key(#[from] ConfigError),
     /// A backend that loden does not carry.
-    #[error("the backend is {name:?}{}, which {why}: set `Backend` to {{\"Type\":\"vxlan\"}} or {{\"Type\":\"host-gw\"}}", if *.is_absent { " (an absent `Backend` means that)" } else { "" })]
+    #[error(
+        "the backend is {name:?}, which loden does not have: set `Backend` to one of type {}",
+        crate::config::cluster::kinds()
+    )]
     Backend {
         /// Its name in lower case.
         name: String,
-        /// Whether it is only meant by the absence of another.
-        is_absent: bool,
-        /// Why not.
-        why: &'static str,
     },
     /// Pools that net-conf.json has no words for.
     #[error("net-conf.json cannot say what pool {pool} is: {why}")]

@@ -97,7 +97,8 @@ impl Attributes {
                 if vteps.is_empty() { Announced::Udp } else { Announced::Vxlan(vteps) }
             }
             BackendConfig::HostGw(_) if node.receives.contains(&Receive::HostGw) => Announced::HostGw,
-            BackendConfig::HostGw(_) => Announced::Udp,
+            BackendConfig::Ipip(_) if node.receives.contains(&Receive::Ipip) => Announced::Ipip,
+            BackendConfig::HostGw(_) | BackendConfig::Udp(_) | BackendConfig::Ipip(_) => Announced::Udp,
         };
         Self { public, backend: announced }
     }
@@ -131,6 +132,10 @@ impl Attributes {
                 Ok(ours.map(receive).collect())
             }
             (BackendConfig::HostGw(_), Announced::HostGw) => Ok(vec![Receive::HostGw]),
+            (BackendConfig::Udp(udp), Announced::Udp) => {
+                Ok(vec![Receive::Udp { underlay: Family::V4, port: udp.port, bursts: false }])
+            }
+            (BackendConfig::Ipip(_), Announced::Ipip) => Ok(vec![Receive::Ipip]),
             (ours, theirs) => Err(FlannelError::OtherBackend {
                 at: self.public.v4.or(self.public.v6),
                 theirs: if theirs.kind().is_empty() { "udp" } else { theirs.kind() }.to_owned(),

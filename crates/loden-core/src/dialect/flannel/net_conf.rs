@@ -9,9 +9,11 @@ use serde_json::Value;
 
 use super::{FlannelError, json};
 use crate::config::ConfigError;
-use crate::config::cluster::check_pool;
+use crate::config::cluster::{self, check_pool};
 use crate::config::fields::{Fields, nearest};
-use crate::model::{BackendConfig, Family, HostGwConfig, Pool, PoolName, Prefix, Vni, VxlanConfig};
+use crate::model::{
+    BackendConfig, Family, HostGwConfig, IpipConfig, Pool, PoolName, Prefix, UdpConfig, Vni, VxlanConfig,
+};
 
 /// A network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,9 +206,10 @@ fn last_block(cidr: Prefix, len: u8) -> Prefix {
 }
 
 fn parse_backend(fields: Option<Fields>) -> Result<BackendConfig, FlannelError> {
-    let Some(mut fields) = fields else { return Err(refused("udp", true)) };
-    let meant = "\"vxlan\" or \"host-gw\" was meant";
-    let name = fields.text("Type")?.ok_or_else(|| fields.missing("Type", meant))?.to_lowercase();
+    // flannel's code takes an absent backend for this one, whatever its documentation says.
+    let Some(mut fields) = fields else { return Ok(BackendConfig::Udp(UdpConfig::default())) };
+    let meant = format!("{} was meant", cluster::kinds());
+    let name = fields.text("Type")?.ok_or_else(|| fields.missing("Type", &meant))?.to_lowercase();
     match name.as_str() {
         "vxlan" => {
             let usual = VxlanConfig::default();
@@ -231,20 +234,24 @@ fn parse_backend(fields: Option<Fields>) -> Result<BackendConfig, FlannelError> 
             }))
         }
         "host-gw" => Ok(BackendConfig::HostGw(HostGwConfig {})),
-        "udp" | "ipip" | "wireguard" | "ipsec" | "extension" | "alloc" | "tencent-vpc" => Err(refused(&name, false)),
+        "udp" => {
+            let port = fields.number("Port", 0, 65_535)?.and_then(|port| u16::try_from(port).ok());
+            Ok(BackendConfig::Udp(UdpConfig {
+                port: port.filter(|port| *port != 0).unwrap_or(UdpConfig::default().port),
+            }))
+        }
+        "ipip" => {
+            Ok(BackendConfig::Ipip(IpipConfig { direct_routing: fields.flag("DirectRouting")?.unwrap_or(false) }))
+        }
+        "wireguard" | "ipsec" | "extension" | "alloc" | "tencent-vpc" => Err(FlannelError::Backend { name }),
         other => {
-            let meant = match nearest(other, ["vxlan", "host-gw"].into_iter()) {
+            let meant = match nearest(other, cluster::KINDS.into_iter()) {
                 Some(known) => format!("did you mean \"{known}\"?"),
-                None => meant.to_owned(),
+                None => meant,
             };
             Err(fields.invalid("Type", &format!("{other:?}"), &meant).into())
         }
     }
-}
-
-fn refused(name: &str, is_absent: bool) -> FlannelError {
-    let why = if ["udp", "ipip"].contains(&name) { "this loden does not have yet" } else { "loden does not have" };
-    FlannelError::Backend { name: name.to_owned(), is_absent, why }
 }
 
 /// Whether flannel has words for a pool, beside the first one.
@@ -321,6 +328,10 @@ impl WrittenBackend {
         let kind = backend.kind();
         match backend {
             BackendConfig::HostGw(HostGwConfig {}) => Self { kind, ..Self::default() },
+            BackendConfig::Udp(UdpConfig { port }) => Self { kind, port: Some(*port), ..Self::default() },
+            BackendConfig::Ipip(IpipConfig { direct_routing }) => {
+                Self { kind, direct_routing: *direct_routing, ..Self::default() }
+            }
             BackendConfig::Vxlan(VxlanConfig { vni, port, mtu, gbp, direct_routing }) => {
                 Self { kind, vni: Some(*vni), port: Some(*port), mtu: *mtu, gbp: *gbp, direct_routing: *direct_routing }
             }
