@@ -41,6 +41,8 @@ pub enum Key {
     Sysctl(&'static str),
     /// The one nftables table.
     Nft,
+    /// An address of a host of the cluster, in that table's set of them.
+    KnownHost(IpAddr),
     /// A link by name.
     Link(IfName),
     /// A sysctl of one device.
@@ -67,7 +69,7 @@ impl Key {
     pub fn sort(&self) -> Sort {
         match self {
             Self::Sysctl(_) | Self::DeviceSysctl(..) => Sort::Sysctl,
-            Self::Nft => Sort::Nft,
+            Self::Nft | Self::KnownHost(_) => Sort::Nft,
             Self::Link(_) => Sort::Link,
             Self::Address(..) => Sort::Address,
             Self::Nexthop(..) => Sort::Nexthop,
@@ -90,7 +92,7 @@ impl Key {
             | Self::Fdb(dev, _)
             | Self::Tunnel(dev)
             | Self::TunnelPeer(dev, _) => Some(*dev),
-            Self::Sysctl(_) | Self::Nft | Self::Route(..) => None,
+            Self::Sysctl(_) | Self::Nft | Self::KnownHost(_) | Self::Route(..) => None,
         }
     }
 }
@@ -101,6 +103,7 @@ impl fmt::Display for Key {
             Self::Sysctl(path) => write!(f, "sysctl {path}"),
             Self::DeviceSysctl(dev, sysctl) => write!(f, "sysctl {}", sysctl.path(*dev)),
             Self::Nft => write!(f, "nft table inet loden"),
+            Self::KnownHost(addr) => write!(f, "known host {addr}"),
             Self::Link(dev) => write!(f, "link {dev}"),
             Self::Address(dev, addr) => write!(f, "address {addr} dev {dev}"),
             Self::Nexthop(dev, gateway) => write!(f, "nexthop via {gateway} dev {dev}"),
@@ -212,6 +215,8 @@ pub enum Object {
     Sysctl(i64),
     /// The nftables table.
     Nft(Box<Table>),
+    /// An address in a set of that table.
+    KnownHost,
     /// A link.
     Link(Box<Link>),
     /// An address.
@@ -263,7 +268,7 @@ impl fmt::Display for Object {
             Self::Sysctl(value) => write!(f, "= {value}"),
             Self::Nft(table) => write!(f, "{} chains, {} sets", table.chains.len(), table.sets.len()),
             Self::Link(link) => link.fmt(f),
-            Self::Address { .. } | Self::Nexthop => Ok(()),
+            Self::KnownHost | Self::Address { .. } | Self::Nexthop => Ok(()),
             Self::Neighbour(mac) => write!(f, "lladdr {mac} permanent"),
             Self::Fdb(dst) => write!(f, "dst {dst} self permanent"),
             Self::Tunnel(tunnel) => tunnel.fmt(f),

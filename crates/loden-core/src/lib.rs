@@ -15,6 +15,7 @@ pub mod delta;
 pub mod desired;
 pub mod dhcp;
 pub mod dialect;
+pub mod guard;
 pub mod ipam;
 pub mod kernel;
 pub mod masquerade;

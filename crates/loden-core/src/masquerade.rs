@@ -1,4 +1,5 @@
-//! The nftables table: what leaves the pools is masqueraded, what is forwarded for pods is let through.
+//! The nftables table: what leaves the pools is masqueraded, what is forwarded for pods is let through, and tunnels are guarded
+//! ([`crate::guard`]).
 //!
 //! A host that masquerades as a whole ([`HostRules::masquerade`](crate::view::HostRules)) has the effect of flanneld's `--ip-masq`
 //! with its rules for iptables: those for nftables leave out what enters the overlay, by an oversight. One thing is left out here:
@@ -6,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::guard;
 use crate::kernel::nft::{
     Chain, ChainKind, Element, Expr, Field, Hook, HookPoint, Rule, Set, SetData, SetKey, TABLE, Table, Verdict,
 };
@@ -27,8 +29,8 @@ pub fn table(view: &View) -> Table {
             continue;
         }
         let suffix = if family == Family::V4 { "v4" } else { "v6" };
-        let (all, nat, own) = (format!("pools_{suffix}"), format!("nat_{suffix}"), format!("own_{suffix}"));
-        table.sets.insert(all.clone(), prefixes(family, of_family().map(|pool| pool.cidr)));
+        let (all, nat, own) = (pools_set(family), format!("nat_{suffix}"), format!("own_{suffix}"));
+        table.sets.insert(all.to_owned(), prefixes(family, of_family().map(|pool| pool.cidr)));
 
         let guard = || Expr::Family(family);
         let lookup = |field, set: &str, negate| Expr::Lookup { field, family, set: set.to_owned(), negate };
@@ -45,7 +47,7 @@ pub fn table(view: &View) -> Table {
                 vec![
                     guard(),
                     lookup(Field::Source, &nat, false),
-                    lookup(Field::Destination, &all, true),
+                    lookup(Field::Destination, all, true),
                     Expr::Within { field: Field::Destination, prefix: multicast(family), negate: true },
                     Expr::Counter,
                     Expr::Masquerade,
@@ -60,8 +62,8 @@ pub fn table(view: &View) -> Table {
                 "others to pods of other hosts take this host's address",
                 vec![
                     guard(),
-                    lookup(Field::Source, &all, true),
-                    lookup(Field::Destination, &all, false),
+                    lookup(Field::Source, all, true),
+                    lookup(Field::Destination, all, false),
                     lookup(Field::Destination, &own, true),
                     Expr::Counter,
                     Expr::Masquerade,
@@ -70,7 +72,7 @@ pub fn table(view: &View) -> Table {
         }
         if rules.forward {
             for (field, comment) in [(Field::Source, "from pods"), (Field::Destination, "to pods")] {
-                let exprs = vec![guard(), lookup(field, &all, false), Expr::Counter, Expr::Verdict(Verdict::Accept)];
+                let exprs = vec![guard(), lookup(field, all, false), Expr::Counter, Expr::Verdict(Verdict::Accept)];
                 forward_rules.push(Rule::new(comment, exprs));
             }
         }
@@ -83,12 +85,18 @@ pub fn table(view: &View) -> Table {
         let forward = Hook { kind: ChainKind::Filter, point: HookPoint::Forward, priority: 0 };
         table.chains.insert("forward_pods".to_owned(), Chain { hook: Some(forward), rules: forward_rules });
     }
+    guard::add(view, &mut table);
     table
+}
+
+/// The set of the pools of a family.
+pub(crate) fn pools_set(family: Family) -> &'static str {
+    if family == Family::V4 { "pools_v4" } else { "pools_v6" }
 }
 
 fn prefixes(family: Family, all: impl Iterator<Item = Prefix>) -> Set {
     let elements: BTreeMap<_, _> = all.map(|prefix| (Element::Prefix(prefix), None)).collect();
-    Set { key: SetKey::Prefix(family), data: SetData::None, elements }
+    Set { elements, ..Set::new(SetKey::Prefix(family), SetData::None) }
 }
 
 /// What goes to a group is never masqueraded: 224.0.0.0/4 (RFC 5771), ff00::/8 (RFC 4291 section 2.7).

@@ -7,9 +7,11 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::desired::{Desired, Wanted, Why};
+use crate::guard;
 use crate::kernel::link::{LinkChange, LinkKind};
+use crate::kernel::nft::Table;
 use crate::kernel::{Key, Object, Sort};
-use crate::model::{IfName, Vni};
+use crate::model::{Family, IfName, Vni};
 
 /// What a step does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -114,6 +116,11 @@ impl Plan {
         plan.refused.sort_by_key(|refusal| refusal.key);
         order(&mut drafts);
         plan.steps = drafts.into_iter().map(Draft::into_step).collect();
+        for step in plan.steps.iter_mut().filter(|step| step.key == Key::Nft) {
+            if let Some(Object::Nft(table)) = &mut step.new {
+                guard::fill_hosts(table, table_of(step.old.as_ref()), || hosts(desired));
+            }
+        }
         if !refused_links.is_empty() {
             plan.withhold(&refused_links);
         }
@@ -197,6 +204,17 @@ fn order(drafts: &mut Vec<Draft<'_>>) {
         let goes_along = |draft: &Draft<'_>| draft.key.device().is_some_and(|dev| gone.contains(&dev));
         drafts.retain(|draft| is_removed(draft, Sort::Link) || draft.verb != Verb::Remove || !goes_along(draft));
     }
+    if let Some(draft) = drafts.iter().find(|draft| draft.key == Key::Nft) {
+        // The elements go with their set.
+        let new = table_of(draft.wanted.map(|wanted| &wanted.object));
+        let stays = |addr| new.is_some_and(|new| new.sets.contains_key(guard::hosts_set(Family::of(addr))));
+        let gone: BTreeSet<IpAddr> = drafts
+            .iter()
+            .filter_map(|draft| if let Key::KnownHost(addr) = draft.key { Some(addr) } else { None })
+            .filter(|addr| !stays(*addr))
+            .collect();
+        drafts.retain(|draft| !matches!(draft.key, Key::KnownHost(addr) if gone.contains(&addr)));
+    }
     if drafts.iter().any(|draft| is_removed(draft, Sort::Address)) {
         let gateway = |draft: &Draft<'_>| match draft.key {
             Key::Nexthop(_, gateway) if draft.verb != Verb::Remove => Some(gateway),
@@ -215,9 +233,22 @@ fn order(drafts: &mut Vec<Draft<'_>>) {
     });
 }
 
+fn table_of(object: Option<&Object>) -> Option<&Table> {
+    match object {
+        Some(Object::Nft(table)) => Some(table),
+        _ => None,
+    }
+}
+
+/// The hosts that are wanted in the table's sets.
+fn hosts(desired: &Desired) -> Vec<IpAddr> {
+    let host = |key: &Key| if let Key::KnownHost(addr) = *key { Some(addr) } else { None };
+    desired.map().all_desired().filter_map(|(key, _)| host(key)).collect()
+}
+
 /// Whether a step takes away what packets may still need.
 fn is_removal(step: &Step) -> bool {
-    step.verb == Verb::Remove && step.key.sort() != Sort::Nft
+    step.verb == Verb::Remove && step.key != Key::Nft
 }
 
 /// Whether an address of this host is the gateway of a nexthop that is yet to be made (its block is a peer's now), or a VXLAN
@@ -278,7 +309,7 @@ fn judge(key: &Key, wanted: Option<&Wanted>, actual: Option<&Object>, retained: 
 }
 
 /// The places from here on are those of removals.
-const REMOVALS: u8 = 12;
+const REMOVALS: u8 = 13;
 
 /// The place of a step in the order of doing. A bridge goes before its ports; a link goes before what is on it.
 fn place(key: &Key, verb: Verb, wanted: Option<&Wanted>) -> u8 {
@@ -287,16 +318,17 @@ fn place(key: &Key, verb: Verb, wanted: Option<&Wanted>) -> u8 {
     let making = match key {
         Key::Sysctl(_) => 0,
         Key::Nft => 1,
-        Key::Link(_) if !wanted.is_some_and(is_port) => 2,
-        Key::Link(_) => 3,
-        Key::DeviceSysctl(..) => 4,
-        Key::Address(..) => 5,
-        Key::Nexthop(..) => 6,
-        Key::Neighbour(..) => 7,
-        Key::Fdb(..) => 8,
-        Key::Tunnel(..) => 9,
-        Key::TunnelPeer(..) => 10,
-        Key::Route(..) => 11,
+        Key::KnownHost(_) => 2,
+        Key::Link(_) if !wanted.is_some_and(is_port) => 3,
+        Key::Link(_) => 4,
+        Key::DeviceSysctl(..) => 5,
+        Key::Address(..) => 6,
+        Key::Nexthop(..) => 7,
+        Key::Neighbour(..) => 8,
+        Key::Fdb(..) => 9,
+        Key::Tunnel(..) => 10,
+        Key::TunnelPeer(..) => 11,
+        Key::Route(..) => 12,
     };
     if verb == Verb::Remove && *key != Key::Nft { REMOVALS + (REMOVALS - 1 - making) } else { making }
 }
@@ -331,7 +363,7 @@ impl fmt::Display for Plan {
         for step in &self.steps {
             writeln!(f, "{step}")?;
             // A table is too much for a line: what it will be is shown whole.
-            if let (Sort::Nft, Some(Object::Nft(table))) = (step.key.sort(), &step.new) {
+            if let Some(Object::Nft(table)) = &step.new {
                 for line in table.to_string().lines() {
                     writeln!(f, "    {line}")?;
                 }

@@ -1,7 +1,6 @@
 //! The plugin's table of ports: ports of the host that lead to pods, and pods whose packets to the outside take the host's address.
 //! Each pod is a few elements of sets and maps; the rules are always the same.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::kernel::nft::{
@@ -17,7 +16,7 @@ use crate::pod_tables::Elements;
 pub fn frame() -> Table {
     let mut table = Table::new(TABLE_PORTS);
     for family in Family::ALL {
-        let set = |key, data| Set { key, data, elements: BTreeMap::new() };
+        let set = Set::new;
         let to = SetData::Target(family);
         table.sets.insert(name("ports", family), set(SetKey::Port, to));
         table.sets.insert(name("ports_at", family), set(SetKey::AddressPort(family), to));

@@ -21,7 +21,7 @@ const PRIORITY: i32 = -300;
 pub fn frame() -> Table {
     let mut table = Table::new(TABLE_SENDERS);
     for (name, key) in [(CHECKED, SetKey::Input), (OWN, SetKey::InputMac)] {
-        table.sets.insert(name.to_owned(), Set { key, data: SetData::None, elements: BTreeMap::new() });
+        table.sets.insert(name.to_owned(), Set::new(key, SetData::None));
     }
     let exprs = vec![
         Expr::LookupLink { set: CHECKED.to_owned() },

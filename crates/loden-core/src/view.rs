@@ -61,11 +61,13 @@ pub struct HostRules {
     pub forward: bool,
     /// Whether what goes to this host's blocks and is not reached by their bridge is dropped, not sent to the default gateway.
     pub blackhole: bool,
+    /// Whether a tunnel's packets are taken in from the cluster's hosts alone, and none from pods.
+    pub guard: bool,
 }
 
 impl Default for HostRules {
     fn default() -> Self {
-        Self { masquerade: None, forward: true, blackhole: false }
+        Self { masquerade: None, forward: true, blackhole: false, guard: true }
     }
 }
 

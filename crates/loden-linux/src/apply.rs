@@ -27,7 +27,7 @@ impl LinuxKernel {
             let (now, later) = rest.split_at(run);
             let outcomes = match first.key {
                 Key::Sysctl(_) | Key::DeviceSysctl(..) => now.iter().map(set_sysctl).collect(),
-                Key::Nft => now.iter().map(|step| self.change_table(step)).collect(),
+                Key::Nft | Key::KnownHost(_) => self.change_filter(now),
                 Key::Link(_) => now.iter().map(|step| self.link(step)).collect(),
                 Key::Tunnel(_) | Key::TunnelPeer(..) => now.iter().map(|_| Err(not_the_kernels())).collect(),
                 _ => self.batch(now),
@@ -39,6 +39,28 @@ impl LinuxKernel {
             rest = later;
         }
         results
+    }
+
+    /// The table's steps one by one, those of hosts that are alike together: the kernel takes all of a transaction or nothing.
+    fn change_filter(&mut self, steps: &[Step]) -> Vec<Outcome> {
+        let is_alike = |a: &Step, b: &Step| a.key != Key::Nft && b.key != Key::Nft && a.verb == b.verb;
+        let mut outcomes = Vec::with_capacity(steps.len());
+        for run in steps.chunk_by(is_alike) {
+            if run[0].key == Key::Nft {
+                outcomes.extend(run.iter().map(|step| self.change_table(step)));
+                continue;
+            }
+            let host = |step: &Step| if let Key::KnownHost(addr) = step.key { Some(addr) } else { None };
+            let hosts: Vec<_> = run.iter().filter_map(host).collect();
+            let outcome = self.nft.change_hosts(&hosts, run[0].verb != Verb::Remove);
+            let by_itself = |addr: &IpAddr| match &outcome {
+                Err(_) if hosts.len() > 1 => self.nft.change_hosts(&[*addr], run[0].verb != Verb::Remove),
+                outcome => outcome.clone(),
+            };
+            let all: Vec<Outcome> = hosts.iter().map(by_itself).collect();
+            outcomes.extend(all);
+        }
+        outcomes
     }
 
     fn change_table(&mut self, step: &Step) -> Outcome {
@@ -244,7 +266,7 @@ impl LinuxKernel {
                 }
                 _ => route::delete(w, prefix, priority),
             },
-            (Key::Sysctl(_) | Key::DeviceSysctl(..) | Key::Nft | Key::Link(_), _)
+            (Key::Sysctl(_) | Key::DeviceSysctl(..) | Key::Nft | Key::KnownHost(_) | Key::Link(_), _)
             | (Key::Tunnel(_) | Key::TunnelPeer(..), _) => return Ok(0),
         }
         Ok(1)

@@ -10,8 +10,11 @@ mod encode;
 mod form;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use loden_core::kernel::nft::{Command, Set, Table, TableName, commands};
+use loden_core::guard;
+use loden_core::kernel::nft::{Command, Element, Set, SetData, SetKey, Table, TableName, commands, in_parts};
+use loden_core::model::Family;
 
 use crate::error::LinuxError;
 use crate::netlink::attr::{Attrs, be32, text};
@@ -97,7 +100,8 @@ impl Nft {
                 None
             } else {
                 let generation = self.generation()?;
-                let now = if self.owner()?.is_some() { Some(self.read()?) } else { None };
+                let mut now = if self.owner()?.is_some() { Some(self.read()?) } else { None };
+                now.as_mut().map(guard::take_hosts);
                 if now.as_ref() != old {
                     return Err(LinuxError::Netlink {
                         what: format!("nft table {}", self.table),
@@ -122,6 +126,27 @@ impl Nft {
             errno: libc::EAGAIN,
             cause: format!("something else changed the ruleset {TRIES} times while it was written"),
         })
+    }
+
+    /// Puts addresses into the sets of hosts, or takes them out, in one transaction.
+    ///
+    /// # Errors
+    /// [`LinuxError::Netlink`] when the kernel refuses one, or has no such set; nothing has changed then.
+    pub fn change_hosts(&mut self, addresses: &[IpAddr], is_in: bool) -> Result<(), LinuxError> {
+        let mut sets: BTreeMap<Family, Set> = BTreeMap::new();
+        for addr in addresses {
+            let family = Family::of(*addr);
+            let set = sets.entry(family).or_insert_with(|| Set::new(SetKey::Address(family), SetData::None));
+            set.elements.insert(Element::Address(*addr), None);
+        }
+        let commands = sets.iter().flat_map(|(family, set)| {
+            let name = guard::hosts_set(*family);
+            in_parts(set.elements.keys().copied()).into_iter().map(move |part| {
+                if is_in { Command::AddElements(name, set, part) } else { Command::RemoveElements(name, set, part) }
+            })
+        });
+        let commands: Vec<Command<'_>> = commands.collect();
+        self.send(&commands)
     }
 
     /// Sends commands as one transaction, whatever else the table holds.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use loden_core::guard;
 use loden_core::kernel::link::LinkKind;
 use loden_core::kernel::nft::TABLE;
 use loden_core::kernel::{Kernel, KernelError, Key, Object, Observed, PARKED_GROUP, Scope, Sort, Via};
@@ -202,8 +203,9 @@ impl LinuxKernel {
             self.observe_sysctls(scope, &mut out)?;
         }
         if wants(Sort::Nft)
-            && let Some(table) = self.nft.observe()?
+            && let Some(mut table) = self.nft.observe()?
         {
+            out.extend(guard::take_hosts(&mut table).into_iter().map(|addr| (Key::KnownHost(addr), Object::KnownHost)));
             out.insert(Key::Nft, Object::Nft(Box::new(table)));
         }
         if wants(Sort::Link) {

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use loden_core::guard;
 use loden_core::kernel::link::LinkKind;
+use loden_core::kernel::nft::Table;
 use loden_core::kernel::{Kernel, KernelError, Key, LINK_GROUP, Object, Observed, Scope, Sort, Via};
-use loden_core::model::IfName;
+use loden_core::model::{Family, IfName};
 use loden_core::plan::{Plan, Step, Verb};
 
 const ENOENT: i32 = 2;
@@ -103,7 +105,9 @@ impl FakeKernel {
         match (step.verb, &step.new) {
             (Verb::Remove, _) => self.remove(&step.key),
             (Verb::Add, Some(new)) => {
-                if self.objects.contains_key(&step.key) {
+                // An element that a set has already is put in again without a word.
+                let is_again = matches!(step.key, Key::KnownHost(_));
+                if self.objects.contains_key(&step.key) && !is_again {
                     return Err((EEXIST, "File exists".to_owned()));
                 }
                 self.set(step.key, new)
@@ -132,7 +136,25 @@ impl FakeKernel {
             // `fib_check_nh` (net/ipv4/fib_semantics.c)
             return Err((EINVAL, "Nexthop has invalid gateway".to_owned()));
         }
+        if let Key::KnownHost(addr) = key {
+            let set = guard::hosts_set(Family::of(addr));
+            let has_set =
+                matches!(self.objects.get(&Key::Nft), Some(Object::Nft(table)) if table.sets.contains_key(set));
+            if !has_set {
+                return Err((ENOENT, format!("No such set {set}")));
+            }
+        }
         match new {
+            Object::Nft(table) => {
+                self.fill_sets(table);
+                let mut table = table.clone();
+                guard::take_hosts(&mut table);
+                self.objects.insert(key, Object::Nft(table));
+                return Ok(());
+            }
+            Object::TunnelPeer(_) if !key.device().is_some_and(|dev| self.objects.contains_key(&Key::Tunnel(dev))) => {
+                return Err((ENOENT, "no such tunnel".to_owned()));
+            }
             Object::Route(Via::Nexthop(dev, gateway)) if !self.objects.contains_key(&Key::Nexthop(*dev, *gateway)) => {
                 return Err((EINVAL, "Nexthop id does not exist".to_owned()));
             }
@@ -157,6 +179,23 @@ impl FakeKernel {
         Ok(())
     }
 
+    /// What a table's open sets hold when they are made, and that they lose it when they go.
+    fn fill_sets(&mut self, new: &Table) {
+        let has =
+            |table: Option<&Object>, set: &str| matches!(table, Some(Object::Nft(old)) if old.sets.contains_key(set));
+        for family in Family::ALL {
+            let name = guard::hosts_set(family);
+            let (was, will) = (has(self.objects.get(&Key::Nft), name), new.sets.get(name));
+            if will.is_none() {
+                self.objects.retain(|key, _| !matches!(key, Key::KnownHost(addr) if Family::of(*addr) == family));
+            } else if !was {
+                let fresh = guard::take_hosts(&mut new.clone());
+                let of_family = fresh.into_iter().filter(|addr| Family::of(*addr) == family);
+                self.objects.extend(of_family.map(|addr| (Key::KnownHost(addr), Object::KnownHost)));
+            }
+        }
+    }
+
     fn needs_link(&self, dev: IfName) -> Result<(), Refusal> {
         let is_up = match self.objects.get(&Key::Link(dev)) {
             Some(Object::Link(link)) => link.up,
@@ -168,6 +207,8 @@ impl FakeKernel {
     fn remove(&mut self, key: &Key) -> Result<(), Refusal> {
         self.objects.remove(key).ok_or_else(|| (ENOENT, "No such object".to_owned()))?;
         match *key {
+            Key::Nft => self.objects.retain(|other, _| !matches!(other, Key::KnownHost(_))),
+            Key::Tunnel(dev) => self.objects.retain(|other, _| !matches!(other, Key::TunnelPeer(on, _) if *on == dev)),
             Key::Link(dev) => self.objects.retain(|other, object| {
                 let via = match object {
                     Object::Route(via) => via.device(),

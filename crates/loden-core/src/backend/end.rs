@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{ipip, udp};
 use crate::kernel::link::{Link, LinkKind};
-use crate::model::{IfName, Receive, Vni};
+use crate::model::{BackendConfig, IfName, Receive, Vni};
 use crate::view::View;
 
 /// What a tunnel's end takes in.
@@ -27,6 +27,17 @@ impl TunnelEnd {
             Receive::Udp { port, .. } => Some(Self::Udp(port)),
             Receive::Ipip => Some(Self::Ipip),
             Receive::HostGw => None,
+        }
+    }
+
+    /// What a backend's tunnel takes in, if it has one.
+    #[must_use]
+    pub fn of_backend(backend: &BackendConfig) -> Option<Self> {
+        match backend {
+            BackendConfig::Vxlan(vxlan) => Some(Self::Vxlan(vxlan.vni, vxlan.port)),
+            BackendConfig::Udp(udp) => Some(Self::Udp(udp.port)),
+            BackendConfig::Ipip(_) => Some(Self::Ipip),
+            BackendConfig::HostGw(_) => None,
         }
     }
 

@@ -49,10 +49,7 @@ pub(super) fn routes(cx: &Context<'_>, dev: IfName, blocks: &[&Block], out: &mut
 
 /// What the engine is told of a peer: from where it may send with which addresses inside, and where its packets go.
 pub(super) fn admit(dev: IfName, peer: &Node, to: Option<Destination>, blocks: &[&Block], out: &mut Wishes) {
-    let mut from: Vec<_> =
-        [peer.underlay, peer.public].iter().flat_map(PerFamily::iter).map(|(_, addr)| addr).collect();
-    from.sort_unstable();
-    from.dedup();
+    let from: Vec<_> = peer.addresses().into_iter().collect();
     for block in blocks {
         let known = Peer { node: peer.name.clone(), from: from.clone(), to };
         out.want(Key::TunnelPeer(dev, block.cidr), Object::TunnelPeer(Box::new(known)), "peer of the tunnel");

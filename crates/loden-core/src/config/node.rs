@@ -105,6 +105,7 @@ impl NodeConfig {
                 masquerade: fields.flag("masquerade")?,
                 forward: fields.flag("forward_rules")?.unwrap_or(true),
                 blackhole: fields.flag("blackhole_route")?.unwrap_or(false),
+                guard: fields.flag("tunnel_guard")?.unwrap_or(true),
             },
             announce: fields.flag("announce")?.unwrap_or(true),
             subnet_file: fields.text("subnet_file")?,

@@ -7,9 +7,9 @@ use crate::attach;
 use crate::backend::{Context, TunnelEnd, describe, promised, reach};
 use crate::kernel::link::{Bridge, Link, LinkKind, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
-use crate::masquerade;
 use crate::model::{Attach, AttachmentKey, Block, Family, NodeName, Pool, Prefix, Receive};
 use crate::view::{Problem, View};
+use crate::{guard, masquerade};
 
 /// The priority of a route to nowhere: behind those that the kernel makes for a link's own prefix, which are 0 and in IPv6 256.
 const BLACKHOLE_PRIORITY: u32 = 4096;
@@ -197,6 +197,9 @@ pub(super) fn peer(view: &View, name: &NodeName) -> Wishes {
     if let Some(problem) = view.refused_node(name) {
         out.problems.push(problem.clone());
         return out;
+    }
+    for addr in guard::hosts(view, node) {
+        out.want(Key::KnownHost(addr), Object::KnownHost, "may send by tunnels");
     }
     let mut served: Vec<(&Pool, &Block)> = Vec::with_capacity(blocks.len());
     for block in blocks {

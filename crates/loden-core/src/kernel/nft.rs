@@ -44,6 +44,9 @@ pub enum TableFamily {
     Ipv6 = 10,
 }
 
+/// How many elements go into a message at most. The longest takes about 100 bytes.
+const ELEMENTS_AT_ONCE: usize = 500;
+
 /// A table with all that loden wants of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Table {
@@ -56,7 +59,9 @@ pub struct Table {
 }
 
 /// A named set, map or verdict map.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+///
+/// Two open sets are equal whatever is in them.
+#[derive(Debug, Clone, Serialize)]
 pub struct Set {
     /// What its keys are.
     pub key: SetKey,
@@ -64,7 +69,27 @@ pub struct Set {
     pub data: SetData,
     /// The elements; unless the data is [`SetData::None`] each has its value.
     pub elements: BTreeMap<Element, Option<Value>>,
+    /// Whether each element is an object of its own ([`Key::KnownHost`](super::Key::KnownHost)), so that one more costs what one
+    /// costs: these are only what the set is made with.
+    pub is_open: bool,
 }
+
+impl Set {
+    /// A set with nothing in it.
+    #[must_use]
+    pub fn new(key: SetKey, data: SetData) -> Self {
+        Self { key, data, elements: BTreeMap::new(), is_open: false }
+    }
+}
+
+impl PartialEq for Set {
+    fn eq(&self, other: &Self) -> bool {
+        let is_open = self.is_open && other.is_open;
+        (self.key, self.data) == (other.key, other.data) && (is_open || self.elements == other.elements)
+    }
+}
+
+impl Eq for Set {}
 
 /// What a set's keys are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -229,6 +254,10 @@ pub enum Expr {
     },
     /// The destination is one of the host's own addresses.
     ToHost,
+    /// The packet is of this transport protocol and goes to this port.
+    ToPort(Transport, u16),
+    /// The packet is of this IP protocol.
+    Protocol(u8),
     /// The packet came in by, or with `negate` by another than, this link.
     Input {
         /// The link.
@@ -414,27 +443,18 @@ pub fn commands<'a>(old: Option<&'a Table>, new: &'a Table) -> Vec<Command<'a>> 
     }
     for (name, set) in &new.sets {
         let was = old.sets.get(name).filter(|_| !set_is_new(name, set));
+        if set.is_open && was.is_some() {
+            continue;
+        }
         let has = |set: Option<&Set>, element: &Element, verdict: &Option<Value>| {
             set.is_some_and(|set| set.elements.get(element) == Some(verdict))
         };
-        let gone: BTreeSet<_> = was
-            .into_iter()
-            .flat_map(|was| was.elements.iter())
-            .filter(|(element, verdict)| !has(Some(set), element, verdict))
-            .map(|(element, _)| *element)
-            .collect();
-        let fresh: BTreeSet<_> = set
-            .elements
-            .iter()
-            .filter(|(element, verdict)| !has(was, element, verdict))
-            .map(|(element, _)| *element)
-            .collect();
-        if !gone.is_empty() {
-            out.push(Command::RemoveElements(name, was.unwrap_or(set), gone));
-        }
-        if !fresh.is_empty() {
-            out.push(Command::AddElements(name, set, fresh));
-        }
+        let gone = was.into_iter().flat_map(|was| was.elements.iter());
+        let gone = gone.filter(|(element, verdict)| !has(Some(set), element, verdict)).map(|(element, _)| *element);
+        let fresh = set.elements.iter().filter(|(element, verdict)| !has(was, element, verdict));
+        let fresh = fresh.map(|(element, _)| *element);
+        out.extend(in_parts(gone).into_iter().map(|part| Command::RemoveElements(name, was.unwrap_or(set), part)));
+        out.extend(in_parts(fresh).into_iter().map(|part| Command::AddElements(name, set, part)));
     }
     for (name, chain) in &new.chains {
         if flushed.contains(name.as_str()) || !old.chains.contains_key(name) {
@@ -442,6 +462,13 @@ pub fn commands<'a>(old: Option<&'a Table>, new: &'a Table) -> Vec<Command<'a>> 
         }
     }
     out
+}
+
+/// Elements in parts that a message holds each: the length of a list in it has 16 bits (`struct nlattr`).
+#[must_use]
+pub fn in_parts(elements: impl Iterator<Item = Element>) -> Vec<BTreeSet<Element>> {
+    let all: Vec<Element> = elements.collect();
+    all.chunks(ELEMENTS_AT_ONCE).map(|part| part.iter().copied().collect()).collect()
 }
 
 /// Whether the rule looks into a set that is made anew: then it must be made anew too.

@@ -131,6 +131,12 @@ impl Node {
         }
     }
 
+    /// Every address that its packets may come from, lowest first.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        [self.underlay, self.public].iter().flat_map(PerFamily::iter).map(|(_, addr)| addr).collect()
+    }
+
     /// The address at which peers reach it.
     #[must_use]
     pub fn reached_at(&self, family: Family) -> Option<IpAddr> {

@@ -248,7 +248,7 @@ fn the_example_of_a_node_means_what_it_says_and_nothing_has_to_be_said() {
     assert_eq!(config.listen.map(|addr| addr.to_string()).as_deref(), Some("127.0.0.1:9476"));
     assert_eq!((config.log_json, config.log_level.as_str(), config.resync_seconds), (true, "lodend=debug", 300));
     assert_eq!(config.block_idle_seconds, 0);
-    assert_eq!(config.rules, HostRules { masquerade: Some(true), forward: false, blackhole: true });
+    assert_eq!(config.rules, HostRules { masquerade: Some(true), forward: false, blackhole: true, guard: false });
     assert_eq!((config.announce, config.subnet_file.as_deref()), (false, Some("/run/flannel/subnet.env")));
 
     let usual = NodeConfig::parse(from_toml("")).expect("config");
@@ -256,7 +256,7 @@ fn the_example_of_a_node_means_what_it_says_and_nothing_has_to_be_said() {
     assert_eq!((usual.store.as_str(), usual.run_dir.as_str()), ("sqlite:/var/lib/loden/loden.db", "/run/loden"));
     assert_eq!((usual.bridge.as_str(), usual.log_json, usual.resync_seconds), ("cni0", false, 60));
     assert_eq!((usual.node, usual.iface.is_empty(), usual.public.is_empty(), usual.listen), (None, true, true, None));
-    assert_eq!(usual.rules, HostRules { masquerade: None, forward: true, blackhole: false });
+    assert_eq!(usual.rules, HostRules { masquerade: None, forward: true, blackhole: false, guard: true });
     assert_eq!((usual.announce, usual.subnet_file), (true, None));
     // One interface needs no list.
     assert_eq!(NodeConfig::parse(from_toml("iface = \"eth0\"")).expect("config").iface, ["eth0"]);

@@ -361,7 +361,7 @@ fn big_pool() -> Pool {
 }
 
 #[test]
-fn one_peer_more_among_ten_thousand_is_four_objects_and_nothing_else_is_thought_over() {
+fn one_peer_more_among_ten_thousand_is_six_objects_and_nothing_else_is_thought_over() {
     let mut follower = Follower::new();
     follower.put(&Record::Pool(big_pool()));
     for n in 1..=10_000 {
@@ -383,7 +383,9 @@ fn one_peer_more_among_ten_thousand_is_four_objects_and_nothing_else_is_thought_
     let added = Plan::of(&follower.desired);
     assert_eq!(
         added.to_string(),
-        "+ nexthop via 10.39.17.0 dev flannel.1   # VTEP of node peer-10001, pool big\n\
+        "+ known host 198.18.39.17   # may send by tunnels of node peer-10001\n\
+         + known host 2001:db8::9:2711   # may send by tunnels of node peer-10001\n\
+         + nexthop via 10.39.17.0 dev flannel.1   # VTEP of node peer-10001, pool big\n\
          + neighbour 10.39.17.0 dev flannel.1 lladdr 02:09:00:00:27:11 permanent   # ARP entry of the VTEP of node \
          peer-10001, pool big\n\
          + fdb 02:09:00:00:27:11 dev flannel.1 dst 198.18.39.17 self permanent   # FDB entry of the VTEP of node \

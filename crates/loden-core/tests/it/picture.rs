@@ -44,6 +44,7 @@ struct Host {
     masquerade: Option<bool>,
     forward_rules: Option<bool>,
     blackhole_route: Option<bool>,
+    tunnel_guard: Option<bool>,
     #[serde(default)]
     ipip: bool,
 }
@@ -61,6 +62,7 @@ pub fn read(text: &str) -> View {
             masquerade: picture.local.masquerade,
             forward: picture.local.forward_rules.unwrap_or(true),
             blackhole: picture.local.blackhole_route.unwrap_or(false),
+            guard: picture.local.tunnel_guard.unwrap_or(true),
         },
         underlay: picture.underlay,
         abilities: Abilities { ipip: picture.local.ipip },

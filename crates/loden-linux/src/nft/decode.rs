@@ -17,12 +17,9 @@ pub type Keys = BTreeMap<(Element, bool), Option<Value>>;
 pub fn set(attrs: Attrs<'_>) -> Option<(String, Set)> {
     let number = |kind| attrs.find(kind).and_then(be32).unwrap_or(0);
     let flags = number(3);
-    let set = Set {
-        key: key_of(number(4), flags & set_flag::INTERVAL != 0)?,
-        data: if flags & set_flag::MAP == 0 { SetData::None } else { data_of(number(6)) },
-        elements: BTreeMap::new(),
-    };
-    Some((attrs.find(2).and_then(text)?.to_owned(), set))
+    let key = key_of(number(4), flags & set_flag::INTERVAL != 0)?;
+    let data = if flags & set_flag::MAP == 0 { SetData::None } else { data_of(number(6)) };
+    Some((attrs.find(2).and_then(text)?.to_owned(), Set::new(key, data)))
 }
 
 /// Adds the keys of one message.

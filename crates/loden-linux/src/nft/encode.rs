@@ -291,6 +291,17 @@ fn expr(w: &mut Writer, expr: &Expr) {
             });
             cmp(w, false, &2_u32.to_ne_bytes());
         }
+        Expr::ToPort(transport, port) => {
+            meta(w, META_L4PROTO, REG);
+            cmp(w, false, &[transport.number()]);
+            // NFT_PAYLOAD_TRANSPORT_HEADER
+            load(w, 2, 2, 2, REG);
+            cmp(w, false, &port.to_be_bytes());
+        }
+        Expr::Protocol(number) => {
+            meta(w, META_L4PROTO, REG);
+            cmp(w, false, &[*number]);
+        }
         Expr::Input { name, negate } => {
             meta(w, META_IIFNAME, REG);
             cmp(w, *negate, &padded(*name));

@@ -41,8 +41,8 @@ fn peers_come_and_go_without_a_trace() {
         let mut desired = Desired::new();
         assert_eq!(settle(&mut kernel, &mut desired, &view(2)), Vec::<String>::new());
         let few = desired.map().count_actual();
-        // Per peer: two neighbours, nexthops and routes, and two FDB entries.
-        assert_eq!(many - few, 48 * 8);
+        // Per peer: two known addresses, neighbours, nexthops, routes and FDB entries.
+        assert_eq!(many - few, 48 * 10);
         assert!(Plan::of(&desired).is_empty());
     });
 }

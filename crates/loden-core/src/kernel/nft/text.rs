@@ -137,6 +137,8 @@ impl fmt::Display for Expr {
                 write!(f, "meta mark & {mask:#010x} {} {value:#010x}", if *negate { "!=" } else { "==" })
             }
             Self::ToHost => write!(f, "fib daddr type local"),
+            Self::ToPort(transport, port) => write!(f, "{transport} dport {port}"),
+            Self::Protocol(number) => write!(f, "meta l4proto {number}"),
             Self::Input { name, negate } => write!(f, "iifname {}\"{name}\"", not(negate)),
             Self::Redirected { negate } => {
                 write!(f, "ct status & dnat {} 0", if *negate { "==" } else { "!=" })
