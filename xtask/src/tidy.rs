@@ -19,6 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("loden-linux", &["loden-core"]),
     ("loden-store", &["loden-core"]),
     ("loden-lab", &["loden-core", "loden-linux"]),
+    ("loden-tunnel", &["loden-core", "loden-linux"]),
     ("loden-cni", &["loden-core", "loden-linux"]),
     ("loden-agent", &["loden-core", "loden-linux", "loden-store"]),
     ("loden-cli", &["loden-core", "loden-linux", "loden-store", "loden-lab"]),

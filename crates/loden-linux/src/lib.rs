@@ -6,6 +6,7 @@
 pub mod abilities;
 pub mod agent;
 pub mod bridge;
+pub mod checksum;
 pub mod clock;
 pub mod datagram;
 pub mod delegate;
