@@ -154,12 +154,7 @@ pub fn make_eth0() {
     for result in socket.batch(&mut w).expect("batch") {
         result.expect("eth0");
     }
-    // On a busy machine the kernel is late to say that there is a carrier (net/core/link_watch.c).
-    let running = |socket: &mut Socket| link::read(socket, ifname("eth0")).expect("asked").expect("there").is_running;
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while !running(&mut socket) && std::time::Instant::now() < deadline {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    wait_for_carrier("eth0");
     let facts = loden_linux::underlay::facts(None).expect("facts");
     assert!(facts.links.iter().any(|link| link.name == ifname("eth0") && link.up));
     let index = std::fs::read_to_string("/proc/net/dev").map(|_| index_of("eth0")).expect("index");
@@ -168,6 +163,16 @@ pub fn make_eth0() {
     address::add(&mut w, "fd07::1/64".parse().expect("net"), index);
     for result in socket.batch(&mut w).expect("batch") {
         result.expect("address");
+    }
+}
+
+/// The kernel is late to say that there is a carrier, and until then it drops what is sent (net/core/link_watch.c).
+pub fn wait_for_carrier(name: &str) {
+    let mut socket = Socket::open(Protocol::Route).expect("socket");
+    let mut running = || link::read(&mut socket, ifname(name)).expect("asked").expect("there").is_running;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !running() && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
 

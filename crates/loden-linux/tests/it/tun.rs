@@ -9,7 +9,7 @@ use loden_linux::netlink::{Protocol, Socket};
 use loden_linux::rt::{address, link};
 use loden_linux::tun::{self, Tun};
 
-use crate::support::{foreign, ifname, in_namespace, index_of, make_eth0};
+use crate::support::{foreign, ifname, in_namespace, index_of, make_eth0, wait_for_carrier};
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`, `VIRTIO_NET_HDR_GSO_UDP_L4` (linux/virtio_net.h).
 const NEEDS_CHECKSUM: u8 = 1;
@@ -84,6 +84,7 @@ fn what_the_kernel_sends_comes_out_undone_and_in_one_piece() {
     in_namespace(|| {
         make_t0();
         let queues = [(); 2].map(|()| Tun::attach(ifname("t0")).expect("attach"));
+        wait_for_carrier("t0");
         for (from, to, header, version) in [("10.9.0.1", "10.9.0.2", 20, 4), ("fd09::1", "fd09::2", 40, 6)] {
             let socket = Datagrams::udp((from.parse::<IpAddr>().expect("ip"), 0).into()).expect("socket");
             let to: SocketAddr = (to.parse::<IpAddr>().expect("ip"), 7).into();
