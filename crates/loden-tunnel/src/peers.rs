@@ -59,9 +59,8 @@ impl Peers {
     /// Makes it. Peers are numbered in the order in which they are given; of two at one address the first one is known by it.
     #[must_use]
     pub fn build(own: Own, peers: Vec<Peer>) -> Self {
-        let of_peers = peers.iter().zip(0..).flat_map(|(peer, n)| {
-            peer.blocks.iter().map(move |block| (*block, Owner::Peer(n)))
-        });
+        let of_peers =
+            peers.iter().zip(0..).flat_map(|(peer, n)| peer.blocks.iter().map(move |block| (*block, Owner::Peer(n))));
         let of_own = own.blocks.iter().copied().chain(own.addresses.iter().map(|(_, addr)| Prefix::host(addr)));
         // The own ones last: they count where a peer says the same.
         let owners = Table::build(of_peers.chain(of_own.map(|block| (block, Owner::Own))));

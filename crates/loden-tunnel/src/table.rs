@@ -59,9 +59,11 @@ impl<T: Copy> Table<T> {
         entries.sort_by_key(|(prefix, _)| (prefix.family(), Addr::from(prefix.network()).bits, prefix.len()));
         let of = |family| {
             let of_family = entries.iter().filter(|(prefix, _)| prefix.family() == family);
-            ranges(family, of_family.map(|(prefix, value)| {
-                (Addr::from(prefix.network()).bits, Addr::from(prefix.last()).bits, *value)
-            }))
+            ranges(
+                family,
+                of_family
+                    .map(|(prefix, value)| (Addr::from(prefix.network()).bits, Addr::from(prefix.last()).bits, *value)),
+            )
         };
         Self { v4: of(Family::V4), v6: of(Family::V6) }
     }
@@ -122,7 +124,7 @@ fn ranges<T: Copy>(family: Family, entries: impl Iterator<Item = (u128, u128, T)
         cut.push(Range { first, last: max(family), value });
     };
     // Where one ends, the one around it goes on.
-    let mut end = |around: &mut Vec<(u128, Option<T>)>, upto: Option<u128>, begin: &mut dyn FnMut(u128, Option<T>)| {
+    let end = |around: &mut Vec<(u128, Option<T>)>, upto: Option<u128>, begin: &mut dyn FnMut(u128, Option<T>)| {
         while let Some(&(last, _)) = around.last()
             && around.len() > 1
             && upto.is_none_or(|first| last < first)
