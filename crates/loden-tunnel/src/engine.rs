@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use loden_core::kernel::tunnel::Wire;
 use loden_core::model::Family;
 
 use crate::coalesce::{Coalescer, Slot};
@@ -19,26 +20,6 @@ use crate::router::{self, Bucket, Refusal};
 use crate::split::{self, Split};
 use crate::table::Memory;
 use crate::vnet::{self, Vnet};
-
-/// What packets travel in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wire {
-    /// UDP, as flannel has it: the packet is all that the datagram holds.
-    Udp {
-        /// The port of this host.
-        port: u16,
-    },
-    /// IP in IP (RFC 2003), IPv4 within IPv4.
-    Ipip,
-}
-
-impl Wire {
-    /// Whether packets of a family can be inside.
-    #[must_use]
-    pub fn carries(self, family: Family) -> bool {
-        self != Self::Ipip || family == Family::V4
-    }
-}
 
 /// The peers, and the cells of one thread for each of them.
 #[derive(Debug, Clone)]
@@ -153,9 +134,10 @@ impl Outbound {
         let peers = &*self.picture.peers;
         let largest = split.map_or(packet.len, |split| split.payload(0).1);
         let owner = self.owners.get(peers.owners(), packet.dst);
+        let is_led_to = |peer| carries(self.wire, packet.family()) && peers.get(peer).to().is_some();
         let peer = match owner {
             _ if packet.ttl <= 1 => Err(Refusal::HopsSpent),
-            Some(Owner::Peer(_)) if !self.wire.carries(packet.family()) => Err(Refusal::NoRoute),
+            Some(Owner::Peer(peer)) if !is_led_to(peer) => Err(Refusal::NoRoute),
             Some(Owner::Peer(_)) if largest > peers.own().mtu as usize => Err(Refusal::TooBig(peers.own().mtu)),
             Some(Owner::Peer(peer)) => Ok(peer),
             // What is this host's own and still comes here has no route behind the device.
@@ -209,7 +191,7 @@ impl Outbound {
     }
 
     fn send(&mut self, peer: u32, tos: u8, parts: &[Span]) {
-        let limit = if self.has_segmentation { self.picture.peers.list()[peer as usize].most_packets() } else { 1 };
+        let limit = if self.has_segmentation { self.picture.peers.get(peer).most_packets() } else { 1 };
         // The outer header has the mark of the inner one (RFC 6040 section 4.1), and nothing else of it.
         self.groups.push(peer, limit, tos & 3, parts);
     }
@@ -244,6 +226,19 @@ impl Outbound {
         self.groups.clear();
         self.answers.clear();
     }
+}
+
+/// What was received in one piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    /// Where it lies.
+    pub at: Range<usize>,
+    /// How long each datagram in it is, in bytes; the last one may be shorter.
+    pub segment: usize,
+    /// Who sent it.
+    pub from: IpAddr,
+    /// The traffic class of the outer header.
+    pub tos: u8,
 }
 
 /// From the wire to the device.
@@ -282,53 +277,44 @@ impl Inbound {
         (self.picture, self.guard) = (picture, Guard::default());
     }
 
-    /// Takes what was received in one piece: datagrams of `segment` bytes each, the last one maybe shorter, from one host, with the outer
-    /// header's traffic class. The packets are changed where they lie.
-    pub fn take(
-        &mut self,
-        memory: &mut [u8],
-        received: Range<usize>,
-        segment: usize,
-        from: IpAddr,
-        tos: u8,
-        now: Duration,
-    ) {
-        let Ok(sender) = self.guard.sender(&self.picture.peers, from) else {
+    /// Takes what was received in one piece. The packets are changed where they lie. `now` is the time since some beginning.
+    pub fn take(&mut self, memory: &mut [u8], arrival: &Arrival, now: Duration) {
+        let Ok(sender) = self.guard.sender(&self.picture.peers, arrival.from) else {
             return self.picture.nobody.dropped(Cause::UnknownSender);
         };
-        let (mut start, end) = (received.start, received.end);
+        let (mut start, end) = (arrival.at.start, arrival.at.end);
         while start < end {
-            let len = segment.clamp(1, end - start);
-            match self.packet(memory, start, len, sender, tos, now) {
-                Ok(()) => self.picture.cells[sender as usize].carried(1, len),
+            let len = arrival.segment.clamp(1, end - start);
+            match self.packet(memory, start..start + len, sender, arrival, now) {
+                Ok(peer) => self.picture.cells[peer as usize].carried(1, len),
                 Err(cause) => self.picture.cells[sender as usize].dropped(cause),
             }
             start += len;
         }
     }
 
+    /// Takes one of them; gives the peer that it is from.
     fn packet(
         &mut self,
         memory: &mut [u8],
-        start: usize,
-        len: usize,
+        at: Range<usize>,
         sender: u32,
-        tos: u8,
+        arrival: &Arrival,
         now: Duration,
-    ) -> Result<(), Cause> {
-        let bytes = &mut memory[start..start + len];
-        let mut packet =
-            Packet::parse(bytes).filter(|packet| packet.is_header_intact(bytes)).ok_or(Cause::Malformed)?;
+    ) -> Result<u32, Cause> {
+        let (start, bytes) = (at.start, &mut memory[at]);
+        let is_good = |packet: &Packet| packet.is_header_intact(bytes) && carries(self.wire, packet.family());
+        let mut packet = Packet::parse(bytes).filter(is_good).ok_or(Cause::Malformed)?;
         let peers = &self.picture.peers;
-        self.guard.admit(peers, sender, &packet)?;
+        let peer = self.guard.admit(peers, sender, arrival.from, &packet)?;
         if packet.ttl <= 1 {
             let answer = self.answers.make(Refusal::HopsSpent, &packet, bytes, peers, now);
             if let Some(range) = answer {
-                self.replies.push(sender, 1, 0, &[span(Place::Headers, range.start, range.len())]);
+                self.replies.push(peer, 1, 0, &[span(Place::Headers, range.start, range.len())]);
             }
             return Err(Cause::HopsSpent);
         }
-        let ecn = router::ecn_behind(packet.tos, tos).ok_or(Cause::Congested)?;
+        let ecn = router::ecn_behind(packet.tos, arrival.tos).ok_or(Cause::Congested)?;
         packet.ttl = packet::take_hop(bytes, packet.family());
         if ecn != packet.tos & 3 {
             packet::set_ecn(bytes, packet.family(), ecn);
@@ -341,7 +327,7 @@ impl Inbound {
         } else {
             self.packets.push(memory, start, &packet);
         }
-        Ok(())
+        Ok(peer)
     }
 
     /// Packets for the device, which lie in the memory; their headers are completed.
@@ -367,6 +353,11 @@ impl Inbound {
         self.answers.clear();
         self.replies.clear();
     }
+}
+
+/// Whether packets of a family can be inside. Protocol 4 is IPv4 within IPv4.
+fn carries(wire: Wire, family: Family) -> bool {
+    wire != Wire::Ipip || family == Family::V4
 }
 
 fn span(place: Place, start: usize, len: usize) -> Span {

@@ -29,17 +29,21 @@ impl Guard {
         number.ok_or(Cause::UnknownSender)
     }
 
-    /// Whether a packet may come from that peer.
+    /// The number of the peer that a packet is from, which came from an address of that sender.
     ///
     /// # Errors
     /// [`Cause::ForeignSource`] or [`Cause::ForeignDestination`].
-    pub fn admit(&mut self, peers: &Peers, sender: u32, packet: &Packet) -> Result<(), Cause> {
-        if self.sources.get(peers.owners(), packet.src) != Some(Owner::Peer(sender)) {
+    pub fn admit(&mut self, peers: &Peers, sender: u32, from: IpAddr, packet: &Packet) -> Result<u32, Cause> {
+        let number = match self.sources.get(peers.owners(), packet.src) {
+            Some(Owner::Peer(number)) => number,
+            _ => return Err(Cause::ForeignSource),
+        };
+        if number != sender && !peers.get(number).sends_from(Addr::from(from)) {
             return Err(Cause::ForeignSource);
         }
         if self.destinations.get(peers.owners(), packet.dst) != Some(Owner::Own) {
             return Err(Cause::ForeignDestination);
         }
-        Ok(())
+        Ok(number)
     }
 }

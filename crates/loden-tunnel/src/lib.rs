@@ -1,7 +1,7 @@
 //! The tunnel in user space: packets of a TUN device to and from UDP as flannel has it, or IP in IP where the kernel has no device for it.
 //!
 //! It is fast because nearly nothing is done for each packet: the kernel hands over packets as large as it has them, and takes in as many
-//! as it can cut apart itself. [`engine`] has the two directions, which know no system call; `worker` has the threads. What a packet
+//! as it can cut apart itself. [`engine`] has the two directions, which know no system call; [`worker`] has the threads. What a packet
 //! passes outward is [`packet`] → [`table`] → [`split`] → [`group`], inward [`inbound`] → [`router`] → [`coalesce`].
 
 pub mod coalesce;
@@ -16,4 +16,7 @@ pub mod split;
 pub mod table;
 pub mod vnet;
 
+pub mod worker;
+
+mod board;
 mod ipip;

@@ -1,8 +1,9 @@
 //! Who the peers are and what lies behind each: the picture that both directions look at, exchanged as a whole.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
+use loden_core::kernel::tunnel;
 use loden_core::model::{Family, NodeName, PerFamily, Prefix};
 
 use crate::group;
@@ -17,9 +18,21 @@ pub struct Own {
     /// The tunnel device's addresses: what answers to senders come from.
     pub addresses: PerFamily<IpAddr>,
     /// What lies behind this host: packets for anything else are not taken in.
-    pub blocks: Vec<Prefix>,
+    pub blocks: BTreeSet<Prefix>,
     /// The largest packet that fits into the tunnel, in bytes.
     pub mtu: u32,
+}
+
+impl Own {
+    /// As the tunnel is wanted. Its device has the first address of the first block of each family.
+    #[must_use]
+    pub fn of(tunnel: &tunnel::Tunnel) -> Self {
+        let mut addresses = PerFamily::default();
+        for block in tunnel.own.iter().rev() {
+            addresses.set(block.family(), block.network());
+        }
+        Self { addresses, blocks: tunnel.own.clone(), mtu: tunnel.mtu }
+    }
 }
 
 /// Another host.
@@ -27,14 +40,29 @@ pub struct Own {
 pub struct Peer {
     /// Its name.
     pub node: NodeName,
-    /// Its address on the underlay.
-    pub at: IpAddr,
-    /// The port that it listens on; of no account to IPIP.
-    pub port: u16,
-    /// What lies behind it.
-    pub blocks: Vec<Prefix>,
-    /// Whether it is known to run loden, and takes in bursts.
-    pub is_loden: bool,
+    from: Vec<Addr>,
+    to: Option<SocketAddr>,
+    most_packets: u16,
+}
+
+impl Peer {
+    /// Whether it sends from an address of the underlay.
+    #[must_use]
+    pub fn sends_from(&self, at: Addr) -> bool {
+        self.from.contains(&at)
+    }
+
+    /// Where packets go to that are for what lies behind it, if they go by this tunnel.
+    #[must_use]
+    pub fn to(&self) -> Option<SocketAddr> {
+        self.to
+    }
+
+    /// How many packets it takes at once.
+    #[must_use]
+    pub fn most_packets(&self) -> u16 {
+        self.most_packets
+    }
 }
 
 /// To whom an address belongs.
@@ -56,19 +84,28 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Makes it. Peers are numbered in the order in which they are given; of two at one address the first one is known by it.
+    /// Makes it of blocks and what is known of the host that owns each. A host has one number, as long as the same is known of it for all
+    /// its blocks.
     #[must_use]
-    pub fn build(own: Own, peers: Vec<Peer>) -> Self {
-        let of_peers =
-            peers.iter().zip(0..).flat_map(|(peer, n)| peer.blocks.iter().map(move |block| (*block, Owner::Peer(n))));
-        let of_own = own.blocks.iter().copied().chain(own.addresses.iter().map(|(_, addr)| Prefix::host(addr)));
-        // The own ones last: they count where a peer says the same.
-        let owners = Table::build(of_peers.chain(of_own.map(|block| (block, Owner::Own))));
-        let mut senders = HashMap::new();
-        for (peer, n) in peers.iter().zip(0..) {
-            senders.entry(Addr::from(peer.at)).or_insert(n);
+    pub fn build(own: Own, blocks: &BTreeMap<Prefix, tunnel::Peer>) -> Self {
+        let mut numbers: BTreeMap<_, u32> = BTreeMap::new();
+        let (mut list, mut senders, mut owners) = (Vec::new(), HashMap::new(), Vec::new());
+        for (block, known) in blocks {
+            let to = known.to.map(|to| (to.addr, to.port, to.bursts));
+            let number = *numbers.entry((&known.node, &known.from, to)).or_insert_with(|| {
+                let peer = peer(known);
+                let number = list.len() as u32;
+                // Of two hosts at one address the first one is known by it; what they may send is looked up by block.
+                peer.from.iter().for_each(|at| _ = senders.entry(*at).or_insert(number));
+                list.push(peer);
+                number
+            });
+            owners.push((*block, Owner::Peer(number)));
         }
-        Self { own, list: peers, owners, senders }
+        // The own ones last: they count where a peer says the same.
+        let addresses = own.addresses.iter().map(|(_, addr)| Prefix::host(addr));
+        owners.extend(own.blocks.iter().copied().chain(addresses).map(|block| (block, Owner::Own)));
+        Self { owners: Table::build(owners), own, list, senders }
     }
 
     /// This host.
@@ -81,6 +118,12 @@ impl Peers {
     #[must_use]
     pub fn list(&self) -> &[Peer] {
         &self.list
+    }
+
+    /// The peer of a number that this picture has given.
+    #[must_use]
+    pub fn get(&self, number: u32) -> &Peer {
+        &self.list[number as usize]
     }
 
     /// To whom addresses belong.
@@ -102,16 +145,11 @@ impl Peers {
     }
 }
 
-impl Peer {
-    /// How many packets it takes at once.
-    #[must_use]
-    pub fn most_packets(&self) -> u16 {
-        if self.is_loden { group::MOST_PACKETS } else { MOST_TO_STRANGERS }
-    }
-
-    /// Where its packets are sent to.
-    #[must_use]
-    pub fn socket(&self) -> SocketAddr {
-        SocketAddr::new(self.at, self.port)
+fn peer(known: &tunnel::Peer) -> Peer {
+    Peer {
+        node: known.node.clone(),
+        from: known.from.iter().map(|at| Addr::from(*at)).collect(),
+        to: known.to.map(|to| SocketAddr::new(to.addr, to.port)),
+        most_packets: if known.to.is_some_and(|to| to.bursts) { group::MOST_PACKETS } else { MOST_TO_STRANGERS },
     }
 }

@@ -1,0 +1,258 @@
+//! The threads: two for each queue of the device, one a direction. They do nothing but system calls, and sleep only when there is nothing
+//! to be had.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use loden_core::kernel::tunnel::Wire;
+use loden_core::model::{Family, IfName, PerFamily};
+use loden_linux::LinuxError;
+use loden_linux::datagram::Datagrams;
+use loden_linux::tun::Tun;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use crate::board::{Board, Direction};
+use crate::counters::Counters;
+use crate::peers::Peers;
+
+mod inward;
+mod outward;
+mod send;
+
+/// The protocol number of IPv4 within IP.
+const IPIP: u8 = 4;
+
+/// What can go wrong with a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TunnelError {
+    /// The kernel would not have it.
+    #[error("tunnel on {dev}: {cause}")]
+    Kernel {
+        /// The device.
+        dev: IfName,
+        /// What it would not have, in its words.
+        cause: LinuxError,
+    },
+    /// There is no address to send from.
+    #[error("tunnel on {dev}: this host has no address of the underlay that its wire can use")]
+    NoAddress {
+        /// The device.
+        dev: IfName,
+    },
+}
+
+/// What a tunnel is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelConfig {
+    /// The TUN device, which is there already (`loden_linux::tun::create`).
+    pub dev: IfName,
+    /// How packets look outside.
+    pub wire: Wire,
+    /// This host's addresses on the underlay.
+    pub local: PerFamily<IpAddr>,
+    /// Queues of the device, each with two threads: one at least.
+    pub queues: usize,
+}
+
+/// What the kernel can do for a tunnel, found out by asking for it. Where it cannot, the tunnel works, but slower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abilities {
+    /// Cut apart what is sent by one call (UDP_SEGMENT).
+    pub segmentation: bool,
+    /// Hand over what was received in one piece (UDP_GRO).
+    pub gro: bool,
+    /// Hand over datagrams of pods uncut (USO).
+    pub uso: bool,
+}
+
+/// A tunnel that runs. It stops when it is dropped; the device stays.
+#[derive(Debug)]
+pub struct Tunnel {
+    shared: Arc<Shared>,
+    abilities: Abilities,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the threads share.
+#[derive(Debug)]
+struct Shared {
+    dev: IfName,
+    board: Board,
+    is_over: AtomicBool,
+    /// Readable when it is over: wakes those that sleep.
+    over: OwnedFd,
+    failure: Mutex<Option<TunnelError>>,
+}
+
+/// What one queue has.
+#[derive(Debug, Clone)]
+struct Queue {
+    wire: Wire,
+    tun: Arc<Tun>,
+    /// One a family.
+    receive: Vec<Arc<Datagrams>>,
+    /// One a family.
+    send: Vec<Arc<Datagrams>>,
+}
+
+impl Tunnel {
+    /// Starts it, in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// [`TunnelError`]: no device, a port that is taken, no address.
+    pub fn start(config: &TunnelConfig, peers: &Arc<Peers>) -> Result<Self, TunnelError> {
+        let dev = config.dev;
+        let failed = |cause| TunnelError::Kernel { dev, cause };
+        let queues: Vec<Queue> =
+            (0..config.queues.max(1)).map(|n| queue(config, n)).collect::<Result<_, _>>().map_err(failed)?;
+        let all = |has: fn(&Queue) -> bool| queues.iter().all(has);
+        if all(|queue| queue.send.is_empty()) {
+            return Err(TunnelError::NoAddress { dev });
+        }
+        let abilities = Abilities {
+            segmentation: all(|queue| queue.send.iter().all(|socket| socket.has_segmentation())),
+            gro: all(|queue| queue.receive.iter().all(|socket| socket.has_gro())),
+            uso: all(|queue| queue.tun.has_uso()),
+        };
+        let directions = queues.iter().flat_map(|_| [Direction::Outward, Direction::Inward]);
+        let over = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let over = over.map_err(|error| failed(LinuxError::system("eventfd", error)))?;
+        let shared = Arc::new(Shared {
+            dev,
+            board: Board::new(directions, peers),
+            is_over: AtomicBool::new(false),
+            over,
+            failure: Mutex::new(None),
+        });
+        let mut tunnel = Self { shared, abilities, threads: Vec::new() };
+        for (n, queue) in queues.into_iter().enumerate() {
+            let other = queue.clone();
+            tunnel.spawn(format!("tun-out-{n}"), move |shared| outward::run(shared, &queue, 2 * n)).map_err(failed)?;
+            tunnel
+                .spawn(format!("tun-in-{n}"), move |shared| inward::run(shared, &other, 2 * n + 1))
+                .map_err(failed)?;
+        }
+        Ok(tunnel)
+    }
+
+    /// Goes by another picture of the peers, from the next batch on.
+    pub fn set_peers(&self, peers: &Arc<Peers>) {
+        self.shared.board.set(peers);
+    }
+
+    /// What was carried and dropped until now.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.shared.board.counters()
+    }
+
+    /// What the kernel does for it.
+    #[must_use]
+    pub fn abilities(&self) -> Abilities {
+        self.abilities
+    }
+
+    /// Why it has stopped by itself: its device has gone, as a rule. It is to be started again then.
+    #[must_use]
+    pub fn failure(&self) -> Option<TunnelError> {
+        self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Stops it and waits for its threads.
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    fn spawn(
+        &mut self,
+        name: String,
+        run: impl FnOnce(&Shared) -> Result<(), LinuxError> + Send + 'static,
+    ) -> Result<(), LinuxError> {
+        let shared = Arc::clone(&self.shared);
+        let work = move || {
+            if let Err(cause) = run(&shared) {
+                let failure = TunnelError::Kernel { dev: shared.dev, cause };
+                shared.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+                shared.end();
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(work);
+        self.threads.push(thread.map_err(|error| LinuxError::system(format!("thread {name}"), error))?);
+        Ok(())
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.shared.end();
+        for thread in self.threads.drain(..) {
+            // One that has panicked has said so.
+            _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        // It fails only when it is full, and then it is readable.
+        _ = rustix::io::write(&self.over, &1_u64.to_ne_bytes());
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps until one of these is ready or it is over.
+    fn wait<'a>(&'a self, fds: impl IntoIterator<Item = BorrowedFd<'a>>, flags: PollFlags) -> Result<(), LinuxError> {
+        let mut list: [PollFd<'_>; 3] =
+            std::array::from_fn(|_| PollFd::from_borrowed_fd(self.over.as_fd(), PollFlags::IN));
+        let mut used = 1;
+        for (place, fd) in list[1..].iter_mut().zip(fds) {
+            *place = PollFd::from_borrowed_fd(fd, flags);
+            used += 1;
+        }
+        match poll(&mut list[..used], None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(LinuxError::system(format!("poll of the tunnel on {}", self.dev), error)),
+        }
+    }
+}
+
+fn queue(config: &TunnelConfig, n: usize) -> Result<Queue, LinuxError> {
+    let tun = Arc::new(Tun::attach(config.dev)?);
+    let (mut receive, mut send) = (Vec::new(), Vec::new());
+    for (family, addr) in config.local.iter().filter(|(family, _)| config.wire.has_outer(*family)) {
+        debug_assert_eq!(family, Family::of(addr));
+        match config.wire {
+            Wire::Udp { port } => {
+                let socket = Arc::new(Datagrams::udp(SocketAddr::new(addr, port))?);
+                // Each queue sends from a port of its own, so that the network and the other host can tell their flows apart.
+                send.push(if n == 0 {
+                    Arc::clone(&socket)
+                } else {
+                    Arc::new(Datagrams::udp(SocketAddr::new(addr, 0))?)
+                });
+                receive.push(socket);
+            }
+            Wire::Ipip => {
+                let socket = Arc::new(Datagrams::raw(addr, IPIP)?);
+                send.push(Arc::clone(&socket));
+                // Each raw socket gets every packet: one queue takes them in.
+                if n == 0 {
+                    receive.push(socket);
+                }
+            }
+        }
+    }
+    Ok(Queue { wire: config.wire, tun, receive, send })
+}
+
+/// Whether the kernel says that there is nothing now, or no room.
+fn is_not_now(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}

@@ -1,0 +1,81 @@
+//! From the wire to the device.
+
+use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use loden_core::kernel::tunnel::Wire;
+use loden_linux::LinuxError;
+use loden_linux::datagram::{Inbox, Received};
+use rustix::event::PollFlags;
+
+use super::send::{Bytes, Sender, recycled};
+use super::{Queue, Shared};
+use crate::counters::Cause;
+use crate::engine::{Arrival, Inbound};
+
+/// Room for the largest datagram, or the longest run of them that the kernel puts together, in bytes.
+const ROOM: usize = 64 << 10;
+/// How many of those in one batch.
+const MOST_MESSAGES: usize = 8;
+
+/// Runs until it is over.
+pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), LinuxError> {
+    let began = Instant::now();
+    let mut seen = 0;
+    let Some(picture) = shared.board.newer(thread, &mut seen) else { return Ok(()) };
+    let mut engine = Inbound::new(picture, queue.wire, queue.tun.has_uso());
+    let (mut inbox, mut memory) = (Inbox::default(), vec![0; MOST_MESSAGES * ROOM]);
+    let (mut sender, mut parts) = (Sender::default(), Vec::new());
+    while !shared.is_over() {
+        if let Some(picture) = shared.board.newer(thread, &mut seen) {
+            engine.look_at(picture);
+        }
+        let mut is_any = false;
+        for socket in &queue.receive {
+            let received = inbox.receive(socket, &mut memory, ROOM)?;
+            if received.is_empty() {
+                continue;
+            }
+            is_any = true;
+            let now = began.elapsed();
+            for (n, message) in received.iter().enumerate() {
+                match arrival(queue.wire, n * ROOM, message, &memory) {
+                    Some(arrival) => engine.take(&mut memory, &arrival, now),
+                    None => engine.picture().nobody.dropped(Cause::Malformed),
+                }
+            }
+            let mut refused = 0;
+            for slot in engine.packets(&mut memory) {
+                let header = slot.vnet.to_bytes();
+                let mut list = recycled(std::mem::take(&mut parts));
+                list.push(IoSlice::new(&header));
+                let bytes = Bytes { packets: &memory, headers: &[] };
+                list.extend(slot.spans.iter().map(|span| IoSlice::new(bytes.of(span))));
+                refused += usize::from(queue.tun.write(&list).is_err());
+                parts = recycled(list);
+            }
+            let picture = engine.picture();
+            (0..refused).for_each(|_| picture.nobody.dropped(Cause::Undeliverable));
+            if !engine.replies().list().is_empty() {
+                let bytes = Bytes { packets: &memory, headers: engine.headers() };
+                sender.send(shared, queue.wire, &queue.send, picture, engine.replies(), bytes)?;
+            }
+            engine.clear();
+        }
+        if !is_any {
+            shared.wait(queue.receive.iter().map(|socket| socket.as_fd()), PollFlags::IN)?;
+        }
+    }
+    Ok(())
+}
+
+/// What there is in a message; `None` when it is not all there.
+fn arrival(wire: Wire, start: usize, message: &Received, memory: &[u8]) -> Option<Arrival> {
+    let end = start + message.len;
+    // A raw socket gives the outer header too.
+    let header = if wire == Wire::Ipip && message.len > 0 { usize::from(memory[start] & 15) * 4 } else { 0 };
+    let is_all = !message.is_truncated && header < message.len;
+    let segment = if wire == Wire::Ipip { message.len - header.min(message.len) } else { message.segment };
+    is_all.then(|| Arrival { at: start + header..end, segment, from: message.from.ip(), tos: message.tos })
+}

@@ -1,0 +1,66 @@
+//! From the device to the wire.
+
+use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use loden_linux::LinuxError;
+use rustix::event::PollFlags;
+
+use super::send::{Bytes, Sender};
+use super::{Queue, Shared};
+use crate::counters::Cause;
+use crate::engine::Outbound;
+use crate::vnet;
+
+/// Memory for what is read in one batch, in bytes.
+const MEMORY: usize = 384 << 10;
+/// The largest packet with the header before it, in bytes.
+const ROOM: usize = 65_536 + vnet::LEN;
+/// Packets in one batch.
+const MOST_PACKETS: usize = 128;
+/// A packet of so many bytes is sent at once, as long as the processor has it at hand.
+const LARGE: usize = 16 << 10;
+
+/// Runs until it is over.
+pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), LinuxError> {
+    let began = Instant::now();
+    let mut seen = 0;
+    let Some(picture) = shared.board.newer(thread, &mut seen) else { return Ok(()) };
+    let has_segmentation = queue.send.iter().all(|socket| socket.has_segmentation());
+    let mut engine = Outbound::new(picture, queue.wire, has_segmentation);
+    let (mut sender, mut memory) = (Sender::default(), vec![0; MEMORY]);
+    while !shared.is_over() {
+        if let Some(picture) = shared.board.newer(thread, &mut seen) {
+            engine.look_at(picture);
+        }
+        let (mut used, mut count) = (0, 0);
+        while count < MOST_PACKETS && used + ROOM <= memory.len() {
+            let Some(len) = queue.tun.read(&mut memory[used..used + ROOM])? else { break };
+            engine.take(&mut memory, used..used + len, began.elapsed());
+            count += 1;
+            // Each begins where the processor begins to fetch.
+            used = (used + len).next_multiple_of(64);
+            if len > LARGE {
+                break;
+            }
+        }
+        if count == 0 {
+            shared.wait([queue.tun.as_fd()], PollFlags::IN)?;
+            continue;
+        }
+        let bytes = Bytes { packets: &memory, headers: engine.headers() };
+        let too_big = sender.send(shared, queue.wire, &queue.send, engine.picture(), engine.groups(), bytes)?;
+        for packet in too_big {
+            engine.too_big(&packet.packet, packet.mtu, began.elapsed());
+        }
+        for answer in engine.answers() {
+            let header = [0; vnet::LEN];
+            if queue.tun.write(&[IoSlice::new(&header), IoSlice::new(answer)]).is_err() {
+                engine.picture().nobody.dropped(Cause::Undeliverable);
+            }
+        }
+        engine.clear();
+    }
+    Ok(())
+}
