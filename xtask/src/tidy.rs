@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("loden-lab", &["loden-core", "loden-linux"]),
     ("loden-tunnel", &["loden-core", "loden-linux"]),
     ("loden-cni", &["loden-core", "loden-linux"]),
-    ("loden-agent", &["loden-core", "loden-linux", "loden-store"]),
+    ("loden-agent", &["loden-core", "loden-linux", "loden-store", "loden-tunnel"]),
     ("loden-cli", &["loden-core", "loden-linux", "loden-store", "loden-lab"]),
     ("loden-testkit", &["loden-core", "loden-linux"]),
 ];

@@ -12,6 +12,7 @@ pub mod dhcp;
 pub mod error;
 pub mod events;
 pub mod flanneld;
+pub mod host;
 pub mod identity;
 pub mod journal;
 pub mod ledger;
@@ -19,6 +20,7 @@ pub mod metrics;
 pub mod reconcile;
 pub mod status;
 pub mod subnet_file;
+pub mod tunnels;
 pub mod underlay;
 pub mod worker;
 

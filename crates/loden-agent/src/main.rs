@@ -10,12 +10,14 @@ use clap::Parser;
 use loden_agent::cluster::{Cluster, ClusterHealth, Identity, Opening, Outward};
 use loden_agent::dhcp::Dhcp;
 use loden_agent::flanneld::{self, Asked, Setup};
+use loden_agent::host::Host;
 use loden_agent::metrics::Metrics;
 use loden_agent::subnet_file::SubnetFile;
 use loden_agent::underlay::Finder;
 use loden_agent::worker::{self, Inbox, Worker};
 use loden_agent::{AgentError, api, identity, ledger};
 use loden_core::config::node::NodeConfig;
+use loden_core::kernel::{Event, Sort};
 use loden_core::view::Local;
 use loden_linux::LinuxKernel;
 use loden_linux::lock::FileLock;
@@ -210,6 +212,9 @@ fn run(config_file: &Path, setup: Setup) -> Result<(), AgentError> {
         subnet_file,
         underlay_name,
     };
+    let ended = inbox.clone();
+    // A receiver that is gone means that the agent is stopping.
+    let kernel = Host::new(kernel, move || drop(ended.send(Inbox::Kernel(Event::Stale(Sort::Tunnel)))));
     let spawned = std::thread::Builder::new().name("kernel".to_owned()).spawn(move || worker.run(kernel));
     let thread = spawned.map_err(start("the kernel's thread"))?;
     let api = api::Api { inbox: inbox.clone(), pulse, metrics, dhcp };

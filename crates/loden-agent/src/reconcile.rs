@@ -318,7 +318,10 @@ impl<K: Kernel> Reconciler<K> {
             match result {
                 Ok(()) => {
                     round.done += 1;
-                    *self.writes.entry(step.key.sort()).or_default() += 1;
+                    // What runs in this process is started with it: that is no write to the kernel.
+                    if step.key.sort() != Sort::Tunnel {
+                        *self.writes.entry(step.key.sort()).or_default() += 1;
+                    }
                     links_changed |= step.key.sort() == Sort::Link;
                     self.desired.noted(step.key, step.new.clone());
                 }

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use loden_core::api::{
-    AddressInUse, BlockStatus, Failing, Ipam, KernelStatus, PeerStatus, PoolStatus, Status, StoreStatus,
+    AddressInUse, BlockStatus, Failing, Ipam, KernelStatus, PeerStatus, PoolStatus, Status, StoreStatus, TunnelStatus,
 };
 use loden_core::desired::Source;
 use loden_core::ipam::{self, OwnBlock};
-use loden_core::kernel::{Kernel, Sort};
+use loden_core::kernel::link::LinkKind;
+use loden_core::kernel::{Kernel, Key, Object, Sort};
 use loden_core::model::{BackendConfig, Block, Pool, PoolName, Prefix};
 use loden_core::view::{Problem, View};
 use loden_store::Readiness;
@@ -32,6 +33,8 @@ pub struct Around {
     pub last_round_us: u64,
     /// Who guards the nftables table.
     pub nft_ownership: String,
+    /// The tunnels that this agent runs.
+    pub tunnels: Vec<TunnelStatus>,
     /// Whether the plugin has been told.
     pub is_plugin_served: bool,
 }
@@ -60,6 +63,7 @@ pub fn status<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Status 
         pools: pools(reconciler, &peers),
         blocks: blocks(view),
         peers,
+        tunnels: tunnels(reconciler, around),
         kernel: kernel(reconciler, around),
         store: StoreStatus {
             url: around.store_url.clone(),
@@ -147,6 +151,22 @@ fn peer<K: Kernel>(reconciler: &Reconciler<K>, node: &loden_core::model::Node) -
         missing: keys.iter().filter(is_missing).count(),
         problems: reconciler.desired().problems_of(&source).iter().map(ToString::to_string).collect(),
     }
+}
+
+/// Those that run here, and those of devices that not every kernel has.
+fn tunnels<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Vec<TunnelStatus> {
+    let by_kernel = reconciler.desired().map().all_desired().filter_map(|(key, wanted)| match (key, &wanted.object) {
+        (Key::Link(dev), Object::Link(link)) if matches!(link.kind, LinkKind::Ipip(_)) => Some(TunnelStatus {
+            device: *dev,
+            wire: link.to_string(),
+            by: "the kernel's own device".to_owned(),
+            lacks: Vec::new(),
+            peers: Vec::new(),
+            dropped: BTreeMap::new(),
+        }),
+        _ => None,
+    });
+    around.tunnels.iter().cloned().chain(by_kernel).collect()
 }
 
 fn kernel<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> KernelStatus {

@@ -24,6 +24,7 @@ use tokio::sync::{oneshot, watch};
 use crate::blocks::Blocks;
 use crate::cluster::{ClusterHealth, News, Outward};
 use crate::dhcp;
+use crate::host::Host;
 use crate::ledger::Attached;
 use crate::metrics::{Metrics, SortLabel};
 use crate::reconcile::Reconciler;
@@ -135,7 +136,7 @@ struct Loop {
 
 impl Worker {
     /// Runs until told to stop. The kernel is left as it is.
-    pub fn run(mut self, kernel: LinuxKernel) {
+    pub fn run(mut self, kernel: Host) {
         let mut reconciler = Reconciler::new(kernel, self.local.clone());
         let mut state = Loop {
             around: Around { store_url: self.store_url.clone(), ..Around::default() },
@@ -192,7 +193,7 @@ impl Worker {
     }
 
     /// Takes in what the store's side says; says whether it calls for a round.
-    fn take_in_news(news: News, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) -> bool {
+    fn take_in_news(news: News, reconciler: &mut Reconciler<Host>, state: &mut Loop) -> bool {
         let before = asked(reconciler);
         let is_due = match news {
             News::Listing(entries) => {
@@ -222,7 +223,7 @@ impl Worker {
     }
 
     /// Takes in one message; says whether it calls for a round.
-    fn take_in(&mut self, message: Inbox, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) -> bool {
+    fn take_in(&mut self, message: Inbox, reconciler: &mut Reconciler<Host>, state: &mut Loop) -> bool {
         match message {
             Inbox::News(news) => Self::take_in_news(news, reconciler, state),
             Inbox::Kernel(Event::Parked) => {
@@ -269,7 +270,7 @@ impl Worker {
     }
 
     /// Does what is due.
-    fn work(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+    fn work(&mut self, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
         let now = Instant::now();
         if state.reap.is_some_and(|at| at <= now) {
             state.reap = None;
@@ -338,7 +339,7 @@ impl Worker {
         self.tell(reconciler, state);
     }
 
-    fn find_underlay(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+    fn find_underlay(&mut self, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
         state.around.host.retain(|problem| problem.subject != "the external interface");
         let underlay = match self.finder.find(asked(reconciler)) {
             Ok(underlay) => Some(underlay),
@@ -366,7 +367,7 @@ impl Worker {
     }
 
     /// Tells the cluster, the plugin and the metrics what has been reached.
-    fn tell(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+    fn tell(&mut self, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
         self.serve_pods(reconciler, state);
         let (writes, repairs, _) = reconciler.counts();
         for (family, counts) in [(&self.metrics.writes, writes), (&self.metrics.repairs, repairs)] {
@@ -379,7 +380,7 @@ impl Worker {
         self.metrics.wanted.set(gauge(reconciler.desired().map().count_desired()));
         self.metrics.pending.set(gauge(status::pending(reconciler)));
         self.metrics.peers.set(gauge(reconciler.view().nodes.len().saturating_sub(1)));
-        state.around.nft_ownership = match reconciler.kernel().nft().ownership() {
+        state.around.nft_ownership = match reconciler.kernel().linux().nft().ownership() {
             Ownership::Owned => "owned".to_owned(),
             Ownership::Shared => "shared: this kernel has no owned tables; foreign changes are repaired".to_owned(),
         };
@@ -398,11 +399,14 @@ impl Worker {
         self.metrics.store_revision.set(i64::try_from(state.around.cluster.revision).unwrap_or(i64::MAX));
     }
 
-    fn answer(&mut self, question: Question, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+    fn answer(&mut self, question: Question, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
         self.refresh_cluster(state);
         // An asker that has gone away does not want the answer.
         match question {
-            Question::Status(answer) => drop(answer.send(status::status(reconciler, &state.around))),
+            Question::Status(answer) => {
+                state.around.tunnels = reconciler.kernel().tunnels().status();
+                drop(answer.send(status::status(reconciler, &state.around)));
+            }
             Question::Events(after, answer) => drop(answer.send(reconciler.events.after(after))),
             Question::Wish(wish, answer) => state.blocks.wish(wish, answer),
             Question::Ipam(answer) => drop(answer.send(status::ipam(reconciler.view()))),
@@ -419,13 +423,13 @@ impl Worker {
 }
 
 /// The addresses that this node's record asks for.
-fn asked(reconciler: &Reconciler<LinuxKernel>) -> PerFamily<IpAddr> {
+fn asked(reconciler: &Reconciler<Host>) -> PerFamily<IpAddr> {
     let view = reconciler.view();
     view.nodes.get(&view.local.node).map(|node| node.asked).unwrap_or_default()
 }
 
 /// Takes away the rules that flanneld left on a node that has changed hands, once there are others.
-fn remove_former_rules(reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+fn remove_former_rules(reconciler: &mut Reconciler<Host>, state: &mut Loop) {
     let map = reconciler.desired().map();
     let has_rules = match (map.desired(&Key::Nft), map.actual(&Key::Nft)) {
         (Some(wanted), Some(actual)) => wanted.object.is_met_by(actual),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{NodeName, PoolName, Prefix};
+use crate::model::{IfName, NodeName, PoolName, Prefix};
 use crate::underlay::Underlay;
 use crate::view::Problem;
 
@@ -34,6 +34,9 @@ pub struct Status {
     pub blocks: Vec<BlockStatus>,
     /// The other nodes.
     pub peers: Vec<PeerStatus>,
+    /// The tunnels whose packets do not go by the kernel alone, or by a device that not every kernel has.
+    #[serde(default)]
+    pub tunnels: Vec<TunnelStatus>,
     /// The kernel's side.
     pub kernel: KernelStatus,
     /// The datastore's side.
@@ -94,6 +97,47 @@ pub struct PeerStatus {
     pub missing: usize,
     /// Why it is not reached, or not as it should be.
     pub problems: Vec<String>,
+}
+
+/// A tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelStatus {
+    /// Its device.
+    pub device: IfName,
+    /// How its packets look outside.
+    pub wire: String,
+    /// Who carries them.
+    pub by: String,
+    /// What the kernel does not do for it, with what that costs.
+    pub lacks: Vec<String>,
+    /// What was carried for each peer since it was started.
+    pub peers: Vec<TunnelPeerStatus>,
+    /// What was dropped that no peer has to do with, by cause.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// What a tunnel has carried for a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelPeerStatus {
+    /// The peer.
+    pub node: NodeName,
+    /// What was sent to it.
+    pub sent: Carried,
+    /// What was taken in from it.
+    pub received: Carried,
+    /// What was dropped, by cause.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// Packets, and their bytes without the outer headers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// How many.
+    pub packets: u64,
+    /// How long they were together.
+    pub bytes: u64,
 }
 
 /// The kernel's side.

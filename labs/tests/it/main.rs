@@ -22,4 +22,5 @@ mod soak;
 mod support;
 mod switch;
 mod takeover;
+mod tunnel;
 mod walk;

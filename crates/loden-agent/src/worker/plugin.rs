@@ -6,18 +6,18 @@ use std::time::Duration;
 use loden_core::cni::{NodeBlock, NodeFile};
 use loden_core::model::Prefix;
 use loden_core::view::Problem;
-use loden_linux::LinuxKernel;
 use loden_linux::clock::boot_ms;
 use loden_linux::ledger::Ledger;
 
 use super::{Loop, Worker};
 use crate::cluster::Outward;
+use crate::host::Host;
 use crate::reconcile::Reconciler;
 use crate::{ledger, status, subnet_file};
 
 impl Worker {
     /// Undoes what ADDs left that were killed. One that is under way holds a lock and is passed by.
-    pub(super) fn sweep(&self, reconciler: &mut Reconciler<LinuxKernel>) {
+    pub(super) fn sweep(&self, reconciler: &mut Reconciler<Host>) {
         match Ledger::new(self.run_dir.clone()).sweep() {
             Ok(swept) => swept.iter().for_each(|key| {
                 let text = "its ADD was killed; its interface and addresses are free again".to_owned();
@@ -29,7 +29,7 @@ impl Worker {
 
     /// Frees what pods left that have gone without a DEL: those that were so the last time, too. A runtime that comes with its DEL after
     /// all finds nothing to do.
-    pub(super) fn collect_abandoned(&self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+    pub(super) fn collect_abandoned(&self, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
         let ledger = Ledger::new(self.run_dir.clone());
         let found = ledger.abandoned().map(|keys| keys.into_iter().collect::<BTreeSet<_>>());
         match found {
@@ -51,7 +51,7 @@ impl Worker {
     }
 
     /// Makes the plugin's tables right again, if somebody else changed them.
-    pub(super) fn repair_tables(&self, reconciler: &mut Reconciler<LinuxKernel>) {
+    pub(super) fn repair_tables(&self, reconciler: &mut Reconciler<Host>) {
         match Ledger::new(self.run_dir.clone()).repair_tables() {
             Ok(repaired) => repaired.iter().for_each(|table| {
                 let text = "was not as the attachments say; it is again".to_owned();
@@ -62,7 +62,7 @@ impl Worker {
     }
 
     /// Tells the plugin what it can serve pods from, and the store's side what has been reached.
-    pub(super) fn serve_pods(&mut self, reconciler: &Reconciler<LinuxKernel>, state: &mut Loop) {
+    pub(super) fn serve_pods(&mut self, reconciler: &Reconciler<Host>, state: &mut Loop) {
         state.around.is_plugin_served = self.serve_plugin(reconciler, state);
         let view = reconciler.view();
         let outward = Outward {
@@ -85,7 +85,7 @@ impl Worker {
     }
 
     /// Writes `node.json` once the kernel holds what pods need. Says whether the plugin can serve.
-    fn serve_plugin(&self, reconciler: &Reconciler<LinuxKernel>, state: &mut Loop) -> bool {
+    fn serve_plugin(&self, reconciler: &Reconciler<Host>, state: &mut Loop) -> bool {
         let Some(node) = self.node_file(reconciler, state) else { return false };
         let is_of_use = !node.blocks.is_empty();
         // Without a block of each family nothing is said, or pods would have one family for good; but what was said before is taken back.
@@ -108,7 +108,7 @@ impl Worker {
     }
 
     /// Tells those who read flannel's file. Says whether they know.
-    fn write_subnet_file(&self, reconciler: &Reconciler<LinuxKernel>, node: &NodeFile, state: &mut Loop) -> bool {
+    fn write_subnet_file(&self, reconciler: &Reconciler<Host>, node: &NodeFile, state: &mut Loop) -> bool {
         state.around.host.retain(|problem| problem.subject != subnet_file::SUBJECT);
         let written = self.subnet_file.as_ref().map_or(Ok(()), |file| file.write(reconciler.view(), node));
         let is_written = written.is_ok();
@@ -116,7 +116,7 @@ impl Worker {
         is_written
     }
 
-    fn node_file(&self, reconciler: &Reconciler<LinuxKernel>, state: &mut Loop) -> Option<NodeFile> {
+    fn node_file(&self, reconciler: &Reconciler<Host>, state: &mut Loop) -> Option<NodeFile> {
         let view = reconciler.view();
         let mtu_pod = reconciler.facts().mtu_pod?;
         let idle_since = status::own_blocks(view, |_| Duration::ZERO);
@@ -132,7 +132,7 @@ impl Worker {
     }
 
     /// Takes a block out of the plugin's hands that is to be given back, and those whose term has ended.
-    pub(super) fn look_at_blocks(&mut self, reconciler: &mut Reconciler<LinuxKernel>, state: &mut Loop) {
+    pub(super) fn look_at_blocks(&mut self, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
         state.blocks.looked_at();
         self.refresh_cluster(state);
         state.blocks.refuse(&state.around.cluster.problems);

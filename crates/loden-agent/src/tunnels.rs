@@ -1,0 +1,156 @@
+//! The tunnels that this process runs: which there are, and what each knows of its peers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use loden_core::api::{Carried, TunnelPeerStatus, TunnelStatus};
+use loden_core::kernel::tunnel::{Peer, Tunnel};
+use loden_core::kernel::{KernelError, Key, Object, Observed};
+use loden_core::model::{IfName, Prefix};
+use loden_core::plan::{Step, Verb};
+use loden_tunnel::counters::{self, PeerCounters};
+use loden_tunnel::peers::{Own, Peers};
+use loden_tunnel::worker::{self, TunnelConfig};
+
+/// All of them, by their devices.
+pub struct Tunnels {
+    running: BTreeMap<IfName, Running>,
+    on_failure: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// One that has been started.
+struct Running {
+    wanted: Tunnel,
+    peers: BTreeMap<Prefix, Peer>,
+    engine: worker::Tunnel,
+}
+
+impl Tunnels {
+    /// None yet.
+    #[must_use]
+    pub fn new(on_failure: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { running: BTreeMap::new(), on_failure: Arc::new(on_failure) }
+    }
+
+    /// Carries out steps that are about tunnels, in the calling thread's namespace.
+    pub fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), KernelError>> {
+        let mut changed = BTreeSet::new();
+        let carry_out = |step: &Step| {
+            let done = self.carry_out(step);
+            changed.extend(step.key.device());
+            done.map_err(|cause| KernelError { object: step.key.to_string(), errno: 0, cause })
+        };
+        let results = steps.iter().map(carry_out).collect();
+        // However many peers have come: a tunnel looks at one picture of all of them.
+        for running in changed.into_iter().filter_map(|dev| self.running.get(&dev)) {
+            running.engine.set_peers(&running.picture());
+        }
+        results
+    }
+
+    fn carry_out(&mut self, step: &Step) -> Result<(), String> {
+        match (step.key, &step.new) {
+            (Key::Tunnel(dev), Some(Object::Tunnel(wanted))) if step.verb != Verb::Remove => self.start(dev, wanted),
+            (Key::Tunnel(dev), _) => {
+                drop(self.running.remove(&dev));
+                Ok(())
+            }
+            (Key::TunnelPeer(dev, block), new) => {
+                let Some(running) = self.running.get_mut(&dev) else {
+                    return if step.verb == Verb::Remove { Ok(()) } else { Err(format!("no tunnel runs on {dev}")) };
+                };
+                match new {
+                    Some(Object::TunnelPeer(peer)) if step.verb != Verb::Remove => {
+                        drop(running.peers.insert(block, (**peer).clone()));
+                    }
+                    _ => drop(running.peers.remove(&block)),
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts one, or lets one that runs go on as it is wanted now: only another wire or address calls for a start.
+    fn start(&mut self, dev: IfName, wanted: &Tunnel) -> Result<(), String> {
+        if let Some(running) = self.running.get_mut(&dev)
+            && (running.wanted.wire, running.wanted.local) == (wanted.wire, wanted.local)
+            && running.engine.failure().is_none()
+        {
+            running.wanted = wanted.clone();
+            return Ok(());
+        }
+        // The port has to be free before it is taken again.
+        let peers = self.running.remove(&dev).map(|former| former.peers).unwrap_or_default();
+        let picture = Arc::new(Peers::build(Own::of(wanted), &peers));
+        let config = TunnelConfig { dev, wire: wanted.wire, local: wanted.local, queues: 1 };
+        let engine = worker::Tunnel::start(&config, &picture);
+        let engine = engine.map_err(|error| error.to_string())?;
+        self.running.insert(dev, Running { wanted: wanted.clone(), peers, engine });
+        Ok(())
+    }
+
+    /// What runs. One that has ended by itself does not.
+    pub fn observe(&mut self, seen: &mut Observed) {
+        self.running.retain(|_, running| running.engine.failure().is_none());
+        for (dev, running) in &self.running {
+            seen.insert(Key::Tunnel(*dev), Object::Tunnel(Box::new(running.wanted.clone())));
+            let peer = |(block, peer): (&Prefix, &Peer)| {
+                (Key::TunnelPeer(*dev, *block), Object::TunnelPeer(Box::new(peer.clone())))
+            };
+            seen.extend(running.peers.iter().map(peer));
+        }
+    }
+
+    /// What each does, for people and programs.
+    #[must_use]
+    pub fn status(&self) -> Vec<TunnelStatus> {
+        self.running.iter().map(|(dev, running)| running.status(*dev)).collect()
+    }
+}
+
+impl fmt::Debug for Tunnels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.running.keys()).finish()
+    }
+}
+
+impl Running {
+    fn picture(&self) -> Arc<Peers> {
+        Arc::new(Peers::build(Own::of(&self.wanted), &self.peers))
+    }
+
+    fn status(&self, dev: IfName) -> TunnelStatus {
+        let (able, counted) = (self.engine.abilities(), self.engine.counters());
+        let lacks = [
+            (able.uso, "datagrams of pods come in one by one: the kernel hands over none uncut (USO, since 6.2)"),
+            (able.segmentation, "packets are sent one by one: the kernel cuts none apart (UDP_SEGMENT, since 4.18)"),
+            (able.gro, "packets are received one by one: the kernel joins none (UDP_GRO, since 5.0)"),
+        ];
+        let is_udp = matches!(self.wanted.wire, loden_core::kernel::tunnel::Wire::Udp { .. });
+        let lacks = lacks.into_iter().filter(|(has, _)| is_udp && !has).map(|(_, words)| words.to_owned()).collect();
+        let peer = |(node, of): (_, &PeerCounters)| TunnelPeerStatus {
+            node,
+            sent: carried(of.sent),
+            received: carried(of.received),
+            dropped: dropped(of),
+        };
+        TunnelStatus {
+            device: dev,
+            wire: self.wanted.to_string(),
+            by: "an engine in this agent".to_owned(),
+            lacks,
+            peers: counted.peers.iter().map(|(node, of)| peer((node.clone(), of))).collect(),
+            dropped: dropped(&counted.others),
+        }
+    }
+}
+
+fn carried(of: counters::Carried) -> Carried {
+    Carried { packets: of.packets, bytes: of.bytes }
+}
+
+fn dropped(of: &PeerCounters) -> BTreeMap<String, u64> {
+    of.dropped.iter().map(|(cause, count)| (cause.as_str().to_owned(), *count)).collect()
+}
