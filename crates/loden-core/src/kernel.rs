@@ -55,6 +55,9 @@ pub enum Key {
     Neighbour(IfName, IpAddr),
     /// A forwarding entry of a VXLAN device: where the VTEP with this Ethernet address is.
     Fdb(IfName, Mac),
+    /// A VTEP to which a VXLAN device sends a copy of frames whose destination it does not know: an entry for the Ethernet address
+    /// of zeros.
+    Flood(IfName, IpAddr),
     /// The engine on a TUN device.
     Tunnel(IfName),
     /// What that engine knows of the host that owns a block.
@@ -74,7 +77,7 @@ impl Key {
             Self::Address(..) => Sort::Address,
             Self::Nexthop(..) => Sort::Nexthop,
             Self::Neighbour(..) => Sort::Neighbour,
-            Self::Fdb(..) => Sort::Fdb,
+            Self::Fdb(..) | Self::Flood(..) => Sort::Fdb,
             Self::Tunnel(_) | Self::TunnelPeer(..) => Sort::Tunnel,
             Self::Route(..) => Sort::Route,
         }
@@ -90,6 +93,7 @@ impl Key {
             | Self::Nexthop(dev, _)
             | Self::Neighbour(dev, _)
             | Self::Fdb(dev, _)
+            | Self::Flood(dev, _)
             | Self::Tunnel(dev)
             | Self::TunnelPeer(dev, _) => Some(*dev),
             Self::Sysctl(_) | Self::Nft | Self::KnownHost(_) | Self::Route(..) => None,
@@ -109,6 +113,7 @@ impl fmt::Display for Key {
             Self::Nexthop(dev, gateway) => write!(f, "nexthop via {gateway} dev {dev}"),
             Self::Neighbour(dev, addr) => write!(f, "neighbour {addr} dev {dev}"),
             Self::Fdb(dev, mac) => write!(f, "fdb {mac} dev {dev}"),
+            Self::Flood(dev, vtep) => write!(f, "flood to {vtep} dev {dev}"),
             Self::Tunnel(dev) => write!(f, "tunnel on {dev}"),
             Self::TunnelPeer(dev, block) => write!(f, "peer of {block} in the tunnel on {dev}"),
             Self::Route(prefix, _) => write!(f, "route {prefix}"),
@@ -230,6 +235,8 @@ pub enum Object {
     Neighbour(Mac),
     /// The underlay address of the VTEP.
     Fdb(IpAddr),
+    /// An entry of unknown destinations: its key says all.
+    Flood,
     /// An engine on a TUN device.
     Tunnel(Box<Tunnel>),
     /// A host that an engine knows.
@@ -268,7 +275,7 @@ impl fmt::Display for Object {
             Self::Sysctl(value) => write!(f, "= {value}"),
             Self::Nft(table) => write!(f, "{} chains, {} sets", table.chains.len(), table.sets.len()),
             Self::Link(link) => link.fmt(f),
-            Self::KnownHost | Self::Address { .. } | Self::Nexthop => Ok(()),
+            Self::KnownHost | Self::Address { .. } | Self::Nexthop | Self::Flood => Ok(()),
             Self::Neighbour(mac) => write!(f, "lladdr {mac} permanent"),
             Self::Fdb(dst) => write!(f, "dst {dst} self permanent"),
             Self::Tunnel(tunnel) => tunnel.fmt(f),

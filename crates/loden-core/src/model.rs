@@ -23,7 +23,7 @@ pub use mac::Mac;
 pub(crate) use mac::{Fnv, digits};
 pub use name::{IfName, NameError, NodeName, NodeUid, PLAIN_NAME, PoolName, is_plain_name};
 pub use node::{Node, PerFamily, Receive};
-pub use pool::{BackendConfig, Block, HostGwConfig, IpipConfig, Pool, UdpConfig, VxlanConfig};
+pub use pool::{BackendConfig, Block, Control, HostGwConfig, IpipConfig, Pool, UdpConfig, VxlanConfig};
 pub use port::{PortMapping, Transport, TransportError};
 pub use prefix::{Family, Prefix, PrefixError, overlapping};
 pub use record::{Entry, Key, Kind, Lease, Record};

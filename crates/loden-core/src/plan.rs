@@ -325,7 +325,7 @@ fn place(key: &Key, verb: Verb, wanted: Option<&Wanted>) -> u8 {
         Key::Address(..) => 6,
         Key::Nexthop(..) => 7,
         Key::Neighbour(..) => 8,
-        Key::Fdb(..) => 9,
+        Key::Fdb(..) | Key::Flood(..) => 9,
         Key::Tunnel(..) => 10,
         Key::TunnelPeer(..) => 11,
         Key::Route(..) => 12,

@@ -249,6 +249,8 @@ impl LinuxKernel {
                 neighbour::put_fdb(w, number, mac, *dst);
             }
             (Key::Fdb(dev, mac), _) => neighbour::delete_fdb(w, number(dev)?, mac),
+            (Key::Flood(dev, vtep), _) if is_removal => neighbour::delete_flood(w, number(dev)?, vtep),
+            (Key::Flood(dev, vtep), _) => neighbour::put_flood(w, number(dev)?, vtep),
             (Key::Route(prefix, priority), Some(Object::Route(via))) => {
                 let to = match *via {
                     Via::Nexthop(dev, gateway) => {

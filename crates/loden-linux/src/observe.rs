@@ -250,6 +250,7 @@ impl Kernel for LinuxKernel {
 pub(crate) fn neighbour_object(index: &Index, seen: neighbour::Seen) -> Option<(Key, Object)> {
     let object = match seen.entry {
         neighbour::Entry::Neighbour(_, mac) => Object::Neighbour(mac?),
+        neighbour::Entry::Fdb(neighbour::UNKNOWN, _) => Object::Flood,
         neighbour::Entry::Fdb(_, dst) => Object::Fdb(dst),
     };
     neighbour_key(index, seen).filter(|_| seen.is_permanent).map(|key| (key, object))
@@ -260,6 +261,9 @@ pub(crate) fn neighbour_key(index: &Index, seen: neighbour::Seen) -> Option<Key>
     let dev = index.name(seen.index)?;
     Some(match seen.entry {
         neighbour::Entry::Neighbour(addr, _) => Key::Neighbour(dev, addr),
+        // The group is the device's own setting; one that leads elsewhere than loden's do is somebody else's.
+        neighbour::Entry::Fdb(neighbour::UNKNOWN, dst) if dst.is_multicast() || dst.is_unspecified() => return None,
+        neighbour::Entry::Fdb(neighbour::UNKNOWN, dst) => Key::Flood(dev, dst),
         neighbour::Entry::Fdb(mac, _) => Key::Fdb(dev, mac),
     })
 }

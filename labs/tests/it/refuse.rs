@@ -35,6 +35,9 @@ fn a_foreign_device_of_our_name_is_left_alone_and_named() {
         let name = "flannel.1".parse().expect("name");
         link::delete(w, name);
         let kind = LinkKind::Vxlan(Vxlan {
+            group: None,
+            reports_misses: false,
+            most_entries: 0,
             vni: Vni::new(1).expect("vni"),
             underlay: None,
             local: Some([192, 0, 2, 1].into()),

@@ -246,6 +246,9 @@ fn a_foreign_device_of_our_name_is_left_and_the_rest_goes_on() {
     let mut kernel = FakeKernel::new("eth0");
     let name = "flannel.1".parse().expect("name");
     let kind = LinkKind::Vxlan(Vxlan {
+        group: None,
+        reports_misses: false,
+        most_entries: 0,
         vni: Vni::new(9).expect("vni"),
         underlay: None,
         local: Some([192, 0, 2, 1].into()),

@@ -47,6 +47,9 @@ impl Backend for VxlanConfig {
                 port: self.port,
                 learning: false,
                 gbp: self.gbp,
+                group: None,
+                reports_misses: false,
+                most_entries: 0,
             };
             let link = Link {
                 kind: LinkKind::Vxlan(vxlan),

@@ -85,6 +85,7 @@ fn parse_backend(mut fields: Fields) -> Result<BackendConfig, ConfigError> {
                 mtu: fields.number("mtu", 68, 65535)?,
                 gbp: fields.flag("gbp")?.unwrap_or(usual.gbp),
                 direct_routing: fields.flag("direct_routing")?.unwrap_or(usual.direct_routing),
+                ..usual
             })
         }
         "host-gw" => BackendConfig::HostGw(HostGwConfig {}),

@@ -72,6 +72,12 @@ pub struct Vxlan {
     pub learning: bool,
     /// The group policy extension.
     pub gbp: bool,
+    /// The multicast group to which frames go whose destination is not known.
+    pub group: Option<IpAddr>,
+    /// Whether it reports what it misses, and answers ARP and neighbour discovery itself (`l2miss`, `l3miss`, `proxy`).
+    pub reports_misses: bool,
+    /// How many entries it learns at most; 0: as many as there are.
+    pub most_entries: u32,
 }
 
 /// An IPIP device's settings.
@@ -182,6 +188,9 @@ impl Vxlan {
         if self.gbp != actual.gbp {
             return differ("group policy extension", &self.gbp, &actual.gbp);
         }
+        if self.reports_misses != actual.reports_misses {
+            return differ("report of misses", &self.reports_misses, &actual.reports_misses);
+        }
         match (self.local, actual.local) {
             (Some(wanted), Some(is)) if wanted.is_ipv4() != is.is_ipv4() => differ("local address", &wanted, &is),
             // Without an address the device has taken the family IPv4.
@@ -202,7 +211,16 @@ impl fmt::Display for Link {
             if let Some(local) = v.local {
                 write!(f, " local {local}")?;
             }
+            if let Some(group) = v.group {
+                write!(f, " group {group}")?;
+            }
             write!(f, " dstport {}{}", v.port, if v.learning { " learning" } else { " nolearning" })?;
+            if v.most_entries != 0 {
+                write!(f, " maxaddress {}", v.most_entries)?;
+            }
+            if v.reports_misses {
+                write!(f, " proxy l2miss l3miss")?;
+            }
             if v.gbp {
                 write!(f, " gbp")?;
             }

@@ -1,11 +1,12 @@
 //! Pools, the blocks that are cut from them, and the backend that carries their traffic.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{NodeName, NodeUid, PoolName, Prefix, Vni};
+use super::{IfName, NodeName, NodeUid, PerFamily, PoolName, Prefix, Vni};
 
 /// A range of pod addresses, cut into blocks of one size that nodes claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,12 +92,55 @@ pub struct VxlanConfig {
     /// Whether peers on the same segment are reached by plain routes.
     #[serde(default)]
     pub direct_routing: bool,
+    /// How a host comes to know behind which other a pod is.
+    #[serde(default, skip_serializing_if = "Control::is_static")]
+    pub control: Control,
+    /// Whether the pods of all hosts are on one segment: the bridge for pods is extended over the device, and a pod's prefix is the
+    /// pool's. Learning asks for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bridged: bool,
+    /// The multicast groups, by the family of the underlay, to which frames go whose destination is not known; where there is none
+    /// they are sent to each host.
+    #[serde(default, skip_serializing_if = "PerFamily::is_empty")]
+    pub group: PerFamily<IpAddr>,
+    /// The bridge that is extended; `None`: the node's own for pods. Each network of a tenant has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<IfName>,
+}
+
+/// How a VXLAN device comes to know where frames go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Control {
+    /// All entries are there before the first packet.
+    #[default]
+    Static,
+    /// What is not known is flooded, and the device learns from what comes (RFC 7348 section 4).
+    Learn,
+    /// The kernel reports what it misses, and the agent answers.
+    Miss,
+}
+
+impl Control {
+    fn is_static(&self) -> bool {
+        *self == Self::Static
+    }
 }
 
 impl Default for VxlanConfig {
     fn default() -> Self {
         let vni = Vni::try_from(1).unwrap_or_else(|_| unreachable!("1 is a VNI"));
-        Self { vni, port: 8472, mtu: None, gbp: false, direct_routing: false }
+        Self {
+            vni,
+            port: 8472,
+            mtu: None,
+            gbp: false,
+            direct_routing: false,
+            control: Control::Static,
+            bridged: false,
+            group: PerFamily::default(),
+            bridge: None,
+        }
     }
 }
 

@@ -58,6 +58,9 @@ fn an_mtu_that_leaves_too_little_changes_nothing() {
 /// A device of the new VNI that others made with another port.
 fn foreign(group: u32) -> (Key, Object) {
     let vxlan = Vxlan {
+        group: None,
+        reports_misses: false,
+        most_entries: 0,
         vni: Vni::new(2).expect("VNI"),
         underlay: Some("eth0".parse().expect("name")),
         local: Some([192, 0, 2, 1].into()),

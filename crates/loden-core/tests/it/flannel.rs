@@ -213,7 +213,7 @@ fn any_conf() -> impl Strategy<Value = NetConf> {
     let vxlan = (1_u32..1 << 24, 1_u16.., prop::option::of(68_u32..65_536), any::<bool>(), any::<bool>()).prop_map(
         |(vni, port, mtu, gbp, direct_routing)| {
             let vni = Vni::new(vni).expect("24 bits");
-            BackendConfig::Vxlan(VxlanConfig { vni, port, mtu, gbp, direct_routing })
+            BackendConfig::Vxlan(VxlanConfig { vni, port, mtu, gbp, direct_routing, ..VxlanConfig::default() })
         },
     );
     let backend = prop_oneof![vxlan, Just(BackendConfig::HostGw(HostGwConfig {}))];

@@ -55,10 +55,16 @@ pub mod ifla {
     pub const BR_VLAN_FILTERING: u16 = 7;
     pub const BR_MCAST_SNOOPING: u16 = 23;
     pub const VXLAN_ID: u16 = 1;
+    pub const VXLAN_GROUP: u16 = 2;
     pub const VXLAN_LINK: u16 = 3;
     pub const VXLAN_LOCAL: u16 = 4;
     pub const VXLAN_LEARNING: u16 = 7;
+    pub const VXLAN_LIMIT: u16 = 9;
+    pub const VXLAN_PROXY: u16 = 11;
+    pub const VXLAN_L2MISS: u16 = 13;
+    pub const VXLAN_L3MISS: u16 = 14;
     pub const VXLAN_PORT: u16 = 15;
+    pub const VXLAN_GROUP6: u16 = 16;
     pub const VXLAN_LOCAL6: u16 = 17;
     pub const VXLAN_GBP: u16 = 23;
     pub const IPTUN_LINK: u16 = 1;
@@ -423,6 +429,17 @@ fn kind(w: &mut Writer, kind: &LinkKind, underlay: Option<u32>, old: Option<&Lin
                 if vxlan.gbp {
                     w.flag(ifla::VXLAN_GBP);
                 }
+                if vxlan.reports_misses {
+                    for attr in [ifla::VXLAN_PROXY, ifla::VXLAN_L2MISS, ifla::VXLAN_L3MISS] {
+                        w.u8(attr, 1);
+                    }
+                }
+                if vxlan.most_entries != 0 {
+                    w.u32(ifla::VXLAN_LIMIT, vxlan.most_entries);
+                }
+            }
+            if let Some(group) = vxlan.group {
+                w.ip(if group.is_ipv4() { ifla::VXLAN_GROUP } else { ifla::VXLAN_GROUP6 }, group);
             }
             if let Some(underlay) = underlay {
                 w.u32(ifla::VXLAN_LINK, underlay);
@@ -527,6 +544,13 @@ fn parse_kind(info: Option<Attrs<'_>>) -> (LinkKind, Option<u32>) {
                 port,
                 learning: byte(ifla::VXLAN_LEARNING) == Some(1),
                 gbp: data.find(ifla::VXLAN_GBP).is_some(),
+                group: data
+                    .find(ifla::VXLAN_GROUP)
+                    .or_else(|| data.find(ifla::VXLAN_GROUP6))
+                    .and_then(ip)
+                    .filter(|addr| addr.is_multicast()),
+                reports_misses: [ifla::VXLAN_PROXY, ifla::VXLAN_L2MISS, ifla::VXLAN_L3MISS].map(byte) == [Some(1); 3],
+                most_entries: number(ifla::VXLAN_LIMIT).unwrap_or(0),
             };
             (LinkKind::Vxlan(vxlan), number(ifla::VXLAN_LINK).filter(|index| *index != 0))
         }

@@ -110,6 +110,23 @@ pub fn put_fdb(w: &mut Writer, index: u32, lladdr: Mac, dst: IpAddr) {
     w.end();
 }
 
+/// The Ethernet address whose entries are for frames that have none of their own.
+pub const UNKNOWN: Mac = Mac([0; 6]);
+
+/// Adds a VTEP to those that get frames of unknown destination.
+pub fn put_flood(w: &mut Writer, index: u32, dst: IpAddr) {
+    put_fdb(w, index, UNKNOWN, dst);
+}
+
+/// Takes it out.
+pub fn delete_flood(w: &mut Writer, index: u32, dst: IpAddr) {
+    w.begin(DEL, 0);
+    w.raw(&info(libc::AF_BRIDGE as u8, index, 0, NTF_SELF));
+    w.mac(NDA_LLADDR, UNKNOWN);
+    w.ip(NDA_DST, dst);
+    w.end();
+}
+
 /// Deletes a forwarding entry.
 pub fn delete_fdb(w: &mut Writer, index: u32, lladdr: Mac) {
     w.begin(DEL, 0);

@@ -102,10 +102,10 @@ fn a_forwarding_entry_that_others_let_lead_elsewhere_too_is_put_right() {
         let (dev, index) = (ifname("v1"), index_of("v1"));
         let wanted = Object::Fdb(ip("192.168.7.2"));
         // One more destination by address or by port, or instead of it the same by another port.
-        let (unknown, peer) = (mac("00:00:00:00:00:00"), mac("02:00:00:00:00:01"));
+        let (many, peer) = (mac("01:00:5e:00:00:01"), mac("02:00:00:00:00:01"));
         for (lladdr, dst, port, how) in [
-            (unknown, "192.168.7.66", None, 0x800),
-            (unknown, "192.168.7.2", Some(4790), 0x800),
+            (many, "192.168.7.66", None, 0x800),
+            (many, "192.168.7.2", Some(4790), 0x800),
             (peer, "192.168.7.2", Some(4790), 0x100),
         ] {
             let key = Key::Fdb(dev, lladdr);

@@ -143,10 +143,15 @@ fn a_peer_of_each_family() {
             let ways = [Via::Nexthop(dev, gateway), Via::Link(dev), Via::Blackhole, Via::Nexthop(dev, gateway)];
             check(&mut kernel, Key::Route(block, priority), &ways.map(Object::Route));
         }
-        for lladdr in ["02:00:00:00:00:01", "00:00:00:00:00:00"] {
+        for lladdr in ["02:00:00:00:00:01", "01:00:5e:00:00:01"] {
             let dsts = ["192.168.7.2", "192.168.7.3"].map(|dst| Object::Fdb(ip(dst)));
             check(&mut kernel, Key::Fdb(dev, mac(lladdr)), &dsts);
         }
+        let both = ["192.168.7.2", "192.168.7.3"].map(|dst| Key::Flood(dev, ip(dst)));
+        apply(&mut kernel, &both.map(|key| add(key, Object::Flood)));
+        check(&mut kernel, Key::Flood(dev, ip("192.168.7.4")), &[Object::Flood]);
+        let seen = observe(&mut kernel, &[]);
+        assert!(both.iter().all(|key| seen.contains_key(key)), "one more or less is nothing to the others");
     });
 }
 

@@ -74,6 +74,9 @@ pub fn observe(kernel: &mut LinuxKernel, links: &[&str]) -> Observed {
 pub fn vxlan(local: &str) -> Link {
     Link {
         kind: LinkKind::Vxlan(Vxlan {
+            group: None,
+            reports_misses: false,
+            most_entries: 0,
             vni: Vni::new(1).expect("vni"),
             underlay: Some(ifname("eth0")),
             local: Some(local.parse().expect("ip")),

@@ -231,6 +231,7 @@ fn parse_backend(fields: Option<Fields>) -> Result<BackendConfig, FlannelError> 
                 },
                 gbp: fields.flag("GBP")?.unwrap_or(usual.gbp),
                 direct_routing: fields.flag("DirectRouting")?.unwrap_or(usual.direct_routing),
+                ..usual
             }))
         }
         "host-gw" => Ok(BackendConfig::HostGw(HostGwConfig {})),
@@ -332,7 +333,7 @@ impl WrittenBackend {
             BackendConfig::Ipip(IpipConfig { direct_routing }) => {
                 Self { kind, direct_routing: *direct_routing, ..Self::default() }
             }
-            BackendConfig::Vxlan(VxlanConfig { vni, port, mtu, gbp, direct_routing }) => {
+            BackendConfig::Vxlan(VxlanConfig { vni, port, mtu, gbp, direct_routing, .. }) => {
                 Self { kind, vni: Some(*vni), port: Some(*port), mtu: *mtu, gbp: *gbp, direct_routing: *direct_routing }
             }
         }
