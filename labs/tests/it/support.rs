@@ -65,6 +65,14 @@ pub fn all_reach(lab: &Lab) {
     assert!(!probes.is_empty() && faults.is_empty(), "{}\n{faults:#?}", reach::table(&probes));
 }
 
+/// Every pair of pods. For labs whose hosts lack a family that their pods have.
+pub fn all_pods_reach(lab: &Lab) {
+    let probes = reach::all(lab).expect("probes");
+    let is_pods = |probe: &&reach::Probe| probe.from.contains("pod") && probe.to.contains("pod");
+    let faults: Vec<_> = probes.iter().filter(is_pods).filter(|probe| probe.fault.is_some()).collect();
+    assert!(!probes.is_empty() && faults.is_empty(), "{}\n{faults:#?}", reach::table(&probes));
+}
+
 /// Streams both ways and in all families between the first pods of two hosts.
 pub fn streams(lab: &Lab, a: &str, b: &str) -> Vec<Stream> {
     let pod = |host: &str| lab.pods().iter().find(|pod| pod.host == host).expect("a pod");
