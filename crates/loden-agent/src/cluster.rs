@@ -35,6 +35,9 @@ const AT_ONCE: usize = 10_000;
 /// How long a store that says nothing is waited for before the view on disk is taken.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
+/// The subject of what hinders changes from being heard of at once.
+const LISTENING: &str = "listening to the datastore";
+
 /// Who this node is.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -304,6 +307,7 @@ impl Cluster {
     async fn follow(&mut self, store: &dyn Store, mut watch: Watch) -> Result<std::convert::Infallible, StoreError> {
         let mut renewal = Instant::now();
         loop {
+            self.set_problem(LISTENING, watch.hindrance());
             if Instant::now() >= renewal {
                 self.hold_lease(store).await?;
                 renewal = Instant::now() + lease::RENEWAL;

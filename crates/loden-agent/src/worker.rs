@@ -48,6 +48,9 @@ const PORTS_AFTER: Duration = Duration::from_millis(50);
 /// How long after an unfinished attachment was seen it is looked whether its ADD still lives.
 const SWEEP_AFTER: Duration = Duration::from_secs(1);
 
+/// What is done while sysctls cannot be listened to.
+const INSTEAD: &str = "they are looked at every second instead";
+
 /// What comes in.
 #[derive(Debug)]
 pub enum Inbox {
@@ -384,7 +387,7 @@ impl Worker {
             Ownership::Owned => "owned".to_owned(),
             Ownership::Shared => "shared: this kernel has no owned tables; foreign changes are repaired".to_owned(),
         };
-        self.refresh_cluster(state);
+        self.refresh(reconciler, state);
         if status::is_ready(reconciler, &state.around)
             && let Some(on_ready) = self.on_ready.take()
         {
@@ -393,14 +396,17 @@ impl Worker {
         }
     }
 
-    fn refresh_cluster(&mut self, state: &mut Loop) {
+    fn refresh(&mut self, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
+        state.around.host.retain(|problem| problem.subject != "sysctls");
+        let deafness = reconciler.kernel().deafness();
+        state.around.host.extend(deafness.map(|error| Problem::new("sysctls", format!("{error}; {INSTEAD}"))));
         state.around.cluster = self.cluster.borrow_and_update().clone();
         self.metrics.store_up.set(i64::from(state.around.cluster.up));
         self.metrics.store_revision.set(i64::try_from(state.around.cluster.revision).unwrap_or(i64::MAX));
     }
 
     fn answer(&mut self, question: Question, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
-        self.refresh_cluster(state);
+        self.refresh(reconciler, state);
         // An asker that has gone away does not want the answer.
         match question {
             Question::Status(answer) => {

@@ -118,7 +118,7 @@ fn put_in(install: &Install) -> Result<(), InstallError> {
 fn wait_ready(run_dir: &RunDir, most: Duration, conflist: &Path) -> Result<(), InstallError> {
     let mut wait = Wait::new(most);
     loop {
-        let watch = Watch::on([run_dir.path()])?;
+        let watch = Watch::on([run_dir.path()]);
         let Err(cause) = is_ready(run_dir) else { return Ok(()) };
         if !wait.for_files(&watch, || format!("waiting for lodend, at most {} s: {cause}", most.as_secs()))? {
             let (seconds, conflist) = (most.as_secs(), conflist.display().to_string());
@@ -162,7 +162,10 @@ impl Wait {
         }
         if self.began.elapsed() >= SILENCE && !self.has_told {
             self.has_told = true;
-            tell(&format!("loden-cni: {}", what()));
+            let deaf = watch
+                .hindrance()
+                .map(|error| format!(" (looking now and then, since it cannot be listened to: {error})"));
+            tell(&format!("loden-cni: {}{}", what(), deaf.unwrap_or_default()));
         }
         watch.wait(left.min(LOOK_AGAIN)).map(|_| true)
     }

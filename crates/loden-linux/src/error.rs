@@ -68,7 +68,7 @@ impl LinuxError {
         Self::System { what: what.into(), errno, cause: errno_text(errno).unwrap_or_else(|| error.to_string()) }
     }
 
-    /// An error of listening to directories.
+    /// An error of listening to directories and files.
     pub fn listening(what: impl Into<String>, errno: impl Into<std::io::Error>) -> Self {
         match Self::system(what, errno) {
             Self::System { what, errno, cause } => {

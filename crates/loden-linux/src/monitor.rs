@@ -6,8 +6,9 @@
 mod link;
 
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use loden_core::advice::LOOK_EVERY;
 use loden_core::kernel::nft::{TABLE, TABLE_PORTS, TABLE_SENDERS, TableName};
 use loden_core::kernel::{Event, Key, Object, Sort};
 use loden_core::model::IfName;
@@ -34,6 +35,8 @@ pub struct Monitor {
     route: Socket,
     nft: Socket,
     sysctls: Watch,
+    /// When sysctls that cannot be listened to were last looked at.
+    looked: Instant,
     /// The ports of the driver's sockets.
     own_ports: [u32; 2],
     links: Links,
@@ -52,8 +55,8 @@ impl Monitor {
         let nft = Socket::open(Protocol::Netfilter)?;
         nft.join(GROUP_NFTABLES)?;
         let own_ports = [kernel.socket.port(), kernel.nft.port()];
-        let sysctls = kernel.sysctls.handle();
-        let mut monitor = Self { route, nft, sysctls, own_ports, links: Links::default() };
+        let sysctls = kernel.sysctls.clone();
+        let mut monitor = Self { route, nft, sysctls, looked: Instant::now(), own_ports, links: Links::default() };
         monitor.learn_links()?;
         Ok(monitor)
     }
@@ -69,7 +72,9 @@ impl Monitor {
         underlay: Option<IfName>,
         mut report: impl FnMut(Event),
     ) -> Result<(), LinuxError> {
-        let [has_route, has_nft, has_sysctl] = self.poll(patience)?;
+        let is_deaf = self.sysctls.hindrance().is_some();
+        let look = is_deaf.then_some(LOOK_EVERY);
+        let [has_route, has_nft, has_sysctl] = self.poll(patience.into_iter().chain(look).min())?;
         if has_route {
             let Self { route, links, own_ports, .. } = self;
             let received = route.receive(|message| {
@@ -97,7 +102,11 @@ impl Monitor {
                 report(Event::PodTables);
             }
         }
-        if has_sysctl && self.sysctls.drain() {
+        let is_look_due = is_deaf && self.looked.elapsed() >= LOOK_EVERY;
+        if is_look_due {
+            self.looked = Instant::now();
+        }
+        if has_sysctl && self.sysctls.drain() || is_look_due {
             report(Event::Stale(Sort::Sysctl));
         }
         Ok(())

@@ -78,6 +78,12 @@ impl LinuxKernel {
         Ok(all.into_iter().filter(is_device).filter_map(|seen| Some((seen.name, seen.link.mac?))).collect())
     }
 
+    /// Why not every change of a sysctl is noticed at once, if that is so.
+    #[must_use]
+    pub fn deafness(&self) -> Option<LinuxError> {
+        self.sysctls.hindrance()
+    }
+
     fn all_links(&mut self) -> Result<Vec<link::Seen>, LinuxError> {
         self.writer.clear();
         link::list(&mut self.writer);
@@ -200,17 +206,15 @@ impl LinuxKernel {
     }
 
     fn observe_sysctls(&self, scope: &Scope, out: &mut Observed) -> Result<(), LinuxError> {
-        for path in &scope.sysctls {
-            self.sysctls.add(path);
-            if let Some(value) = sysctl::read(path)? {
-                out.insert(Key::Sysctl(path), Object::Sysctl(value));
-            }
-        }
-        for (dev, which) in &scope.device_sysctls {
-            let path = which.path(*dev);
-            self.sysctls.add(&path);
+        let of_host = scope.sysctls.iter().map(|path| (Key::Sysctl(path), (*path).to_owned()));
+        let of_devices =
+            scope.device_sysctls.iter().map(|(dev, which)| (Key::DeviceSysctl(*dev, *which), which.path(*dev)));
+        let all: Vec<(Key, String)> = of_host.chain(of_devices).collect();
+        // First, so that nothing is missed between.
+        self.sysctls.listen(all.iter().map(|(_, path)| path.as_str()));
+        for (key, path) in all {
             if let Some(value) = sysctl::read(&path)? {
-                out.insert(Key::DeviceSysctl(*dev, *which), Object::Sysctl(value));
+                out.insert(key, Object::Sysctl(value));
             }
         }
         Ok(())

@@ -6,49 +6,78 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::fs::inotify;
+use rustix::io::Errno;
 
 use crate::error::LinuxError;
 
 /// Notices who writes a sysctl: netlink reports some of them only, but a file of `/proc/sys` is a file.
 ///
-/// A help and no need: where the system gives no more watches, and for writes through another mount of `/proc`, the
-/// reconciler's timer finds the change.
-#[derive(Debug)]
-pub struct Watch(Option<OwnedFd>);
+/// Where the system gives no inotify instance, or not enough watches, they are to be looked at now and then. For writes through another
+/// mount of `/proc` there is the reconciler's timer. Clones share what is watched.
+#[derive(Debug, Clone)]
+pub struct Watch(Arc<Ears>);
+
+#[derive(Debug, Default)]
+struct Ears {
+    inotify: OnceLock<OwnedFd>,
+    hindrance: Mutex<Option<LinuxError>>,
+}
 
 impl Watch {
     /// Watches nothing yet.
     #[must_use]
     pub fn new() -> Self {
-        Self(inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok())
+        let watch = Self(Arc::default());
+        watch.listen([]);
+        watch
     }
 
-    /// Watches one more; one that is watched already stays so.
-    pub fn add(&self, path: &str) {
-        if let Some(fd) = &self.0 {
-            // See above: nothing is lost without it.
-            let _ = inotify::add_watch(fd, format!("/proc/sys/{path}"), inotify::WatchFlags::MODIFY);
+    /// Watches these too; those that are watched already stay so. What hindered it before is tried again.
+    pub fn listen<'a>(&self, paths: impl IntoIterator<Item = &'a str>) {
+        let hindrance = self.try_to_listen(paths).err();
+        if let Ok(mut known) = self.0.hindrance.lock() {
+            *known = hindrance;
         }
     }
 
-    /// Another handle of the same watches, to wait by in another thread.
+    fn try_to_listen<'a>(&self, paths: impl IntoIterator<Item = &'a str>) -> Result<(), LinuxError> {
+        let fail = |what: &str, error: Errno| LinuxError::listening(format!("inotify on {what}"), error);
+        if self.0.inotify.get().is_none() {
+            let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
+            // One that another thread was quicker to put there is as good.
+            let _ = self.0.inotify.set(fd.map_err(|error| fail("sysctls", error))?);
+        }
+        let Some(fd) = self.0.inotify.get() else { return Ok(()) };
+        let mut first = Ok(());
+        for path in paths {
+            match inotify::add_watch(fd, format!("/proc/sys/{path}"), inotify::WatchFlags::MODIFY) {
+                // This kernel has none, or the device is gone.
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(error) => first = first.and_then(|()| Err(fail(path, error))),
+            }
+        }
+        first
+    }
+
+    /// Why some are not watched, if that is so.
     #[must_use]
-    pub fn handle(&self) -> Self {
-        Self(self.0.as_ref().and_then(|fd| fd.try_clone().ok()))
+    pub fn hindrance(&self) -> Option<LinuxError> {
+        self.0.hindrance.lock().ok().and_then(|known| known.clone())
     }
 
     /// What becomes readable when something was written.
     #[must_use]
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.0.as_ref().map(AsFd::as_fd)
+        self.0.inotify.get().map(AsFd::as_fd)
     }
 
     /// Forgets what was written so far; says whether something was.
     pub fn drain(&self) -> bool {
         let mut buf = [MaybeUninit::uninit(); 4096];
-        let Some(fd) = &self.0 else { return false };
+        let Some(fd) = self.0.inotify.get() else { return false };
         let mut events = inotify::Reader::new(fd, &mut buf);
         let mut is_written = false;
         // It ends with EAGAIN.

@@ -2,7 +2,8 @@
 //!
 //! WAL, so that readers and a writer do not wait for each other. One thread owns the connection: callers never block.
 //! `synchronous=NORMAL`: a killed process loses nothing; after a power failure the last moments may be missing, and on a
-//! one-host store every pod that they spoke of is gone as well. Watchers wait for inotify and never poll the tables.
+//! one-host store every pod that they spoke of is gone as well. Watchers wait for inotify, and look every
+//! second only where the kernel does not let them.
 
 mod clock;
 mod database;
@@ -99,10 +100,10 @@ impl Store for Sqlite {
     }
 
     async fn watch(&self, after: u64) -> Result<Watch, StoreError> {
-        let (sender, watch) = Watch::new(&self.path.display().to_string());
+        let (sender, hindrance, watch) = Watch::with_hindrance(&self.path.display().to_string());
         let (ready, started) = oneshot::channel();
         let path = self.path.clone();
-        let work = move || watcher::run(&path, after, &sender, ready);
+        let work = move || watcher::run(&path, after, &sender, hindrance, ready);
         let spawned = thread::Builder::new().name("store-watch".to_owned()).spawn(work);
         spawned.map_err(|error| unavailable(&self.path, &error))?;
         started.await.map_err(|error| unavailable(&self.path, &error))??;

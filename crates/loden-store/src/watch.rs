@@ -1,5 +1,7 @@
 //! The receiving end of a watch.
 
+use std::sync::{Arc, Mutex};
+
 use tokio::sync::mpsc;
 
 use crate::{Change, StoreError};
@@ -9,7 +11,11 @@ use crate::{Change, StoreError};
 pub struct Watch {
     changes: mpsc::UnboundedReceiver<Result<Change, StoreError>>,
     place: String,
+    hindrance: Hindrance,
 }
+
+/// What the feeding end says of itself.
+pub type Hindrance = Arc<Mutex<Option<String>>>;
 
 /// The sending end.
 pub type Sender = mpsc::UnboundedSender<Result<Change, StoreError>>;
@@ -19,7 +25,20 @@ impl Watch {
     #[must_use]
     pub fn new(place: &str) -> (Sender, Self) {
         let (sender, changes) = mpsc::unbounded_channel();
-        (sender, Self { changes, place: place.to_owned() })
+        (sender, Self { changes, place: place.to_owned(), hindrance: Hindrance::default() })
+    }
+
+    /// The same, with what the feeding end says by why changes come late.
+    #[must_use]
+    pub fn with_hindrance(place: &str) -> (Sender, Hindrance, Self) {
+        let (sender, watch) = Self::new(place);
+        (sender, Arc::clone(&watch.hindrance), watch)
+    }
+
+    /// Why changes come later than they could, and what to do about it, if that is so.
+    #[must_use]
+    pub fn hindrance(&self) -> Option<String> {
+        self.hindrance.lock().ok().and_then(|hindrance| hindrance.clone())
     }
 
     /// The next change. May be dropped while it waits: no change is lost.

@@ -134,7 +134,7 @@ impl Worker {
     /// Takes a block out of the plugin's hands that is to be given back, and those whose term has ended.
     pub(super) fn look_at_blocks(&mut self, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
         state.blocks.looked_at();
-        self.refresh_cluster(state);
+        self.refresh(reconciler, state);
         state.blocks.refuse(&state.around.cluster.problems);
         // Those who read flannel's file take addresses without a word to this agent: what it names is never idle.
         let named = self.subnet_file.as_ref().map(|file| file.former().0).unwrap_or_default();

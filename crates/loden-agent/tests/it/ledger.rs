@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use loden_agent::ledger::{Attached, follow};
 use loden_core::model::Attachment;
+use loden_linux::LinuxError;
 use loden_linux::run_dir::RunDir;
+use loden_testkit::user;
 
-fn attachment(network: &str, container: &str) -> Attachment {
+pub fn attachment(network: &str, container: &str) -> Attachment {
     let text = serde_json::json!({
         "key": { "network": network, "container": container, "ifname": "eth0" },
         "addresses": [{ "net": "10.244.0.5/24" }],
@@ -38,11 +40,43 @@ fn wait_for(deliveries: &Receiver<Attached>, what: &str, mut is_it: impl FnMut(&
 #[test]
 fn every_change_of_a_file_is_heard_of() {
     let dir = tempfile::tempdir().expect("directory");
-    let run_dir = RunDir::new(dir.path());
+    follow_changes(&RunDir::new(dir.path()), 0);
+}
+
+/// The same, late, and with a word of why; which goes when there is an instance again.
+#[test]
+fn every_change_of_a_file_is_heard_of_without_inotify() {
+    user::as_somebody(|| {
+        let dir = tempfile::tempdir().expect("directory");
+        let run_dir = RunDir::new(dir.path());
+        let all = user::all_inotify_instances();
+        let deliveries = follow_changes(&run_dir, 1);
+        drop(all);
+        wait_for(&deliveries, "an instance", |(_, bad)| bad.len() == 1);
+        let began = Instant::now();
+        for n in 0..5 {
+            run_dir.put_attachment(&attachment("three", &format!("late{n}"))).expect("put");
+            wait_for(&deliveries, "a late one", |(good, _)| good.len() == 200 + n);
+        }
+        // Each would take a second if it were looked for.
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    });
+}
+
+/// Changes of all sorts, each heard of. `deaf`: how many errors speak of inotify, in each delivery.
+fn follow_changes(run_dir: &RunDir, deaf: usize) -> Receiver<Attached> {
+    let is_about = |error: &LinuxError| {
+        let text = error.to_string();
+        text.contains("looked at every second") && text.contains("fs.inotify.max_user_instances")
+    };
+    let says = |(_, bad): &Attached| assert_eq!(bad.iter().filter(|error| is_about(error)).count(), deaf, "{bad:?}");
     run_dir.put_attachment(&attachment("one", "before")).expect("put");
     let (send, deliveries) = channel();
-    follow(&run_dir, move |now| drop(send.send(now))).expect("follow");
-    wait_for(&deliveries, "what was there", |(good, _)| good.len() == 1);
+    follow(run_dir, move |now| drop(send.send(now))).expect("follow");
+    wait_for(&deliveries, "what was there", |all| {
+        says(all);
+        all.0.len() == 1
+    });
 
     for n in 0..200 {
         run_dir.put_attachment(&attachment("one", &format!("pod{n}"))).expect("put");
@@ -60,12 +94,16 @@ fn every_change_of_a_file_is_heard_of() {
     let torn = file.with_file_name("torn.tmp");
     fs::write(&torn, "{").expect("write");
     fs::rename(&torn, &file).expect("rename");
-    wait_for(&deliveries, "a torn one", |(good, bad)| good.len() == 201 && bad.len() == 1);
+    wait_for(&deliveries, "a torn one", |(good, bad)| good.len() == 201 && bad.len() == 1 + deaf);
     let elsewhere = file.with_file_name("other:eth0.json");
     fs::rename(run_dir.attachment_file(&attachment("one", "pod8").key).expect("file"), elsewhere).expect("rename");
-    wait_for(&deliveries, "one in another's file", |(_, bad)| bad.len() == 2);
+    wait_for(&deliveries, "one in another's file", |(_, bad)| bad.len() == 2 + deaf);
 
     run_dir.remove_attachment(&changed.key).expect("remove");
     fs::remove_dir_all(run_dir.attachments_dir().join("two")).expect("remove");
-    wait_for(&deliveries, "removals", |(good, bad)| good.len() == 199 && bad.len() == 1);
+    wait_for(&deliveries, "removals", |all| {
+        says(all);
+        all.0.len() == 199 && all.1.len() == 1 + deaf
+    });
+    deliveries
 }

@@ -3,6 +3,7 @@
 
 mod blocks;
 mod cluster;
+mod deaf;
 mod double;
 mod face;
 mod journal;

@@ -73,7 +73,7 @@ fn wait_for_none(
     let mut wait = Wait::new(most);
     loop {
         let dirs: Vec<_> = run_dir.all_keys()?.iter().map(|key| run_dir.attachments_dir().join(&key.network)).collect();
-        let watch = Watch::on(dirs.iter().map(AsRef::as_ref))?;
+        let watch = Watch::on(dirs.iter().map(AsRef::as_ref));
         // Those of killed ADDs belong to nobody.
         ledger.sweep()?;
         let errors = run_dir.all_keys()?.iter().filter_map(|key| each(key).err()).collect();

@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
 mod datagram;
+mod deaf;
 mod dump;
 mod foreign;
 mod former;
