@@ -28,8 +28,6 @@ use crate::{Change, Expect, Listing, Store, StoreError, Term, Watch, compare};
 use carry::{Carried, lease_of};
 use plan::{Bound, Obstacle, Plan};
 
-/// flanneld's own (`subnetTTL`).
-const TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Where the store's identity stands: flanneld does not look there.
 const ID: &str = "loden/id";
 /// How often a write is planned anew whose ground another has moved.
@@ -41,7 +39,7 @@ pub struct Flannel {
     members: Arc<Members>,
     prefix: String,
     nat_outgoing: bool,
-    margin: Duration,
+    term: Term,
     /// loden's own records, where they hang on nothing of flannel's.
     own: Etcd,
     picture: Arc<Mutex<Picture>>,
@@ -86,7 +84,10 @@ impl Flannel {
             members,
             prefix: address.prefix.clone(),
             nat_outgoing: address.ip_masq,
-            margin: Duration::from_secs(u64::from(address.renew_margin_min) * 60),
+            term: Term {
+                ttl: Duration::from_secs(address.term_s.into()),
+                margin: Duration::from_secs(u64::from(address.renew_margin_min) * 60),
+            },
             picture: Arc::default(),
         })
     }
@@ -334,7 +335,7 @@ impl Store for Flannel {
     }
 
     fn term(&self) -> Option<Term> {
-        Some(Term { ttl: TTL, margin: self.margin })
+        Some(self.term)
     }
 }
 

@@ -42,8 +42,10 @@ pub struct EtcdAddress {
     pub user: Option<String>,
     /// `password_file=FILE`: what the file holds, without the line's end, is the user's password.
     pub password_file: Option<String>,
+    /// `term=SECONDS`, of `flannel:` alone: for how long a block is lent to this node, 10 to 86400; default 86400, flanneld's own.
+    pub term_s: u32,
     /// `renew_margin=MINUTES`, of `flannel:` alone: how long before the end of its term a block is renewed, 1 to 1439; default 60
-    /// (flanneld's `--subnet-lease-renew-margin`).
+    /// (flanneld's `--subnet-lease-renew-margin`). Where the term is not longer, half of it.
     pub renew_margin_min: u16,
     /// `ip_masq=true`, of `flannel:` alone: packets from its pools to the outside take the host's address (flanneld's `--ip-masq`:
     /// net-conf.json does not say it).
@@ -72,6 +74,7 @@ pub struct StoreAddressError {
     cause: String,
 }
 
+const TERM_S: u32 = 24 * 60 * 60;
 const RENEW_MARGIN_MIN: u16 = 60;
 const FLANNEL_ANNOTATIONS: &str = "flannel.alpha.coreos.com/";
 
@@ -98,12 +101,20 @@ fn parse(given: &str) -> Result<StoreAddress, String> {
         "memory" if place.is_empty() => StoreAddress::Memory,
         "etcd" => StoreAddress::Etcd(etcd(place, &mut options, "/loden")?),
         "flannel" => {
-            let (margin, ip_masq) = (options.take("renew_margin"), options.take("ip_masq"));
+            let (term, margin) = (options.take("term"), options.take("renew_margin"));
+            let ip_masq = options.take("ip_masq");
             let mut address = etcd(place, &mut options, "/coreos.com/network")?;
+            if let Some(term) = term {
+                address.term_s = term
+                    .parse()
+                    .ok()
+                    .filter(|seconds| (10..=TERM_S).contains(seconds))
+                    .ok_or_else(|| format!("`term` is {term:?}: seconds were meant, 10 to {TERM_S}"))?;
+            }
             if let Some(margin) = margin {
                 address.renew_margin_min =
                     margin.parse().ok().filter(|minutes| (1..1440).contains(minutes)).ok_or_else(|| {
-                        format!("`renew_margin` is {margin:?}: minutes were meant, 1 to 1439 (a term is of 24 hours)")
+                        format!("`renew_margin` is {margin:?}: minutes were meant, 1 to 1439 (a term is of 24 hours at most)")
                     })?;
             }
             address.ip_masq = match ip_masq.as_deref() {
@@ -152,6 +163,7 @@ fn etcd(place: &str, options: &mut Options, prefix: &str) -> Result<EtcdAddress,
         key: options.take("key"),
         user: options.take("user"),
         password_file: options.take("password_file"),
+        term_s: TERM_S,
         renew_margin_min: RENEW_MARGIN_MIN,
         ip_masq: false,
     };
@@ -267,9 +279,11 @@ impl EtcdAddress {
 
     /// What is said of flannel's network, where it is not the usual.
     fn terms(&self) -> Vec<String> {
+        let term = (self.term_s != TERM_S).then(|| format!("term={}", self.term_s));
         let margin =
             (self.renew_margin_min != RENEW_MARGIN_MIN).then(|| format!("renew_margin={}", self.renew_margin_min));
-        margin.into_iter().chain(self.ip_masq.then(|| "ip_masq=true".to_owned())).collect()
+        let ip_masq = self.ip_masq.then(|| "ip_masq=true".to_owned());
+        [term, margin, ip_masq].into_iter().flatten().collect()
     }
 }
 
@@ -299,7 +313,7 @@ mod tests {
             "sqlite:/var/lib/loden/loden.db",
             "etcd:http://10.0.0.1:2379?prefix=/loden",
             "flannel:https://a:1,https://[fd00::1]:2?prefix=/coreos.com/network&ca=/ca.pem&cert=/c.pem&key=/k.pem&user=u&password_file=/p",
-            "flannel:http://a:1?prefix=/x&renew_margin=90&ip_masq=true",
+            "flannel:http://a:1?prefix=/x&term=3600&renew_margin=90&ip_masq=true",
             "kubernetes:?kubeconfig=/etc/k&server=https://10.0.0.1:6443&annotations=flannel.example.com/x-&net_conf=/etc/kube-flannel/net-conf.json",
         ] {
             let parsed: StoreAddress = given.parse().expect(given);
@@ -338,6 +352,9 @@ mod tests {
             ("etcd:http://a:1?prefix=/x&prefix=/y", "twice"),
             ("kubernetes:?annotations=a/b/c", "a domain was meant"),
             ("flannel:http://a:1?renew_margin=1440", "1 to 1439"),
+            ("flannel:http://a:1?term=9", "10 to 86400"),
+            ("flannel:http://a:1?term=86401", "10 to 86400"),
+            ("etcd:http://a:1?term=60", "unknown `term`"),
             ("flannel:http://a:1?ip_masq=yes", "true or false"),
             ("etcd:http://a:1?ip_masq=true", "unknown `ip_masq`"),
             ("memory:?x=1", "nothing is known here"),
