@@ -72,7 +72,7 @@ pub fn bless() -> Result<()> {
 /// What the tests need besides the toolchain: programs, and Debian's packages of them. `nft` looks at what the driver wrote, iptables
 /// writes what flanneld leaves, runtimes call
 /// the plugin, containers are made of busybox (linked statically), dnsmasq leases addresses to pods, etcd is the
-/// datastore of some labs (openssl makes its certificates).
+/// datastore of some labs (openssl makes its certificates), and faketime's library steps the wall clock of one agent.
 const TOOLS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("ip", "iproute2"),
@@ -86,6 +86,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
     ("openssl", "openssl"),
+    ("faketime", "faketime"),
 ];
 
 /// Installs what is missing.

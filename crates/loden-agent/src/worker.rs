@@ -398,7 +398,7 @@ impl Worker {
 
     fn refresh(&mut self, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
         state.around.host.retain(|problem| problem.subject != "sysctls");
-        let deafness = reconciler.kernel().deafness();
+        let deafness = reconciler.kernel().linux().deafness();
         state.around.host.extend(deafness.map(|error| Problem::new("sysctls", format!("{error}; {INSTEAD}"))));
         state.around.cluster = self.cluster.borrow_and_update().clone();
         self.metrics.store_up.set(i64::from(state.around.cluster.up));

@@ -22,5 +22,6 @@ mod soak;
 mod support;
 mod switch;
 mod takeover;
+mod terms;
 mod tunnel;
 mod walk;

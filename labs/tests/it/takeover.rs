@@ -1,7 +1,7 @@
 //! A cluster of flannel's, laid to the letter, changes hands host by host while packets flow: nothing is lost, no device is made anew.
 
 mod carried;
-mod flannel;
+pub mod flannel;
 mod kubernetes;
 
 use std::path::Path;

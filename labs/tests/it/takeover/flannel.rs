@@ -372,7 +372,7 @@ impl Etcd {
         self.ctl(&["del", key]).expect("deleted");
     }
 
-    fn ctl(&self, args: &[&str]) -> Option<String> {
+    pub fn ctl(&self, args: &[&str]) -> Option<String> {
         let mut command = Command::new("etcdctl");
         command.env("ETCDCTL_API", "3").args([
             "--dial-timeout=1s",
