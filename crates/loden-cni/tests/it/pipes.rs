@@ -12,9 +12,11 @@ use serde_json::{Value, json};
 
 use crate::host::{Host, answer};
 
-/// The plugin with a runtime's variables.
+/// The plugin with a runtime's variables. Signals that whoever runs the tests has ignored (a shell does with SIGINT what it puts in the
+/// background, `nohup` with SIGHUP) are what a process gets otherwise: the plugin ignores none and inherits all.
 fn plugin(host: &Host, verb: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loden-cni"));
+    let mut command = Command::new("/usr/bin/env");
+    command.args(["--default-signal=TERM,INT,HUP", env!("CARGO_BIN_EXE_loden-cni")]);
     command.env_clear().env("CNI_COMMAND", verb).env("CNI_CONTAINERID", "a").env("CNI_IFNAME", "eth0");
     command.env("CNI_NETNS", host.netns_path("a")).env("CNI_PATH", "/opt/cni/bin");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
