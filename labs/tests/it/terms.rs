@@ -145,8 +145,10 @@ fn a_wall_clock_that_is_stepped_by_years_ends_no_term() {
         // Long enough for a term that is not renewed to end, here and in etcd.
         let began = Instant::now();
         while began.elapsed() < TERM * 3 / 2 {
-            let told = scene.told("host1");
-            assert!(told.serves(block, boot_ms()), "{offset}: {told:?}");
+            let (told, now) = (scene.told("host1"), boot_ms());
+            assert!(told.serves(block, now), "{offset}: {told:?}");
+            let until = told.blocks[0].until_ms.expect("it is lent");
+            assert!(until <= now + 10_000, "{offset}: no longer than a term: {told:?} at {now}");
             thread::sleep(Duration::from_millis(20));
         }
         let now = scene.told("host1").blocks[0].until_ms.expect("it is lent");
