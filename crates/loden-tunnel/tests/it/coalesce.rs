@@ -54,7 +54,8 @@ fn segments_become_one_packet() {
 
 #[test]
 fn what_differs_is_not_put_together() {
-    let change: [(&str, fn(&mut Spec)); 11] = [
+    type Change = (&'static str, fn(&mut Spec));
+    let changes: [Change; 11] = [
         ("sequence", |spec| spec.tcp = spec.tcp.map(|(sequence, flags)| (sequence + 1, flags))),
         ("FIN", |spec| spec.tcp = spec.tcp.map(|(sequence, flags)| (sequence, flags | FIN))),
         ("ECE", |spec| spec.tcp = spec.tcp.map(|(sequence, flags)| (sequence, flags | ECE))),
@@ -68,7 +69,7 @@ fn what_differs_is_not_put_together() {
         ("larger", |spec| spec.payload.push(0)),
     ];
     for is_v6 in [false, true] {
-        for (what, change) in &change {
+        for (what, change) in &changes {
             let mut specs = segments(&Spec::tcp(1, 2, is_v6, b""), 100, 3);
             change(&mut specs[1]);
             let packets = bytes(&specs);

@@ -100,6 +100,13 @@ impl Host {
         self.run(|| Tunnel::start(&config, &peers))
     }
 
+    fn wait_for_carrier(&self, dev: &str) {
+        wait_for(|| {
+            let seen = self.run(|| link::read(&mut Socket::open(Protocol::Route).expect("socket"), name(dev)));
+            seen.expect("asked").is_some_and(|seen| seen.is_running)
+        });
+    }
+
     /// A picture with these peers.
     fn peers(&self, hosts: &[u8], is_v6: bool) -> Arc<Peers> {
         let mut known = BTreeMap::new();
@@ -132,12 +139,7 @@ fn two_hosts() -> [Host; 2] {
     hosts.iter().for_each(Host::set_up);
     // The kernel is late to say that there is a carrier, and drops what is sent until then.
     for host in &hosts {
-        for dev in ["eth0"] {
-            wait_for(|| {
-                host.run(|| link::read(&mut Socket::open(Protocol::Route).ok()?, name(dev)).ok()?)
-                    .is_some_and(|seen| seen.is_running)
-            });
-        }
+        host.wait_for_carrier("eth0");
     }
     hosts
 }
@@ -152,12 +154,7 @@ fn wait_for(mut is_so: impl FnMut() -> bool) {
 
 /// Waits until both devices have a carrier, which they have by those who read from them.
 fn wait_ready(hosts: &[Host; 2]) {
-    for host in hosts {
-        wait_for(|| {
-            host.run(|| link::read(&mut Socket::open(Protocol::Route).ok()?, name("flannel0")).ok()?)
-                .is_some_and(|seen| seen.is_running)
-        });
-    }
+    hosts.iter().for_each(|host| host.wait_for_carrier("flannel0"));
 }
 
 /// Bytes that are not the same at any two places near each other.
@@ -305,10 +302,7 @@ fn what_a_stranger_sends_does_not_come_in() {
     let hosts = two_hosts();
     let [one, two] = &hosts;
     let tunnel = one.start(WIRE, false, 1);
-    wait_for(|| {
-        one.run(|| link::read(&mut Socket::open(Protocol::Route).ok()?, name("flannel0")).ok()?)
-            .is_some_and(|seen| seen.is_running)
-    });
+    one.wait_for_carrier("flannel0");
     let victim = one.run(|| UdpSocket::bind((pod(1, false), 53))).expect("socket");
     victim.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit");
     let outside = |addr: SocketAddr| two.run(|| UdpSocket::bind(addr)).expect("socket");

@@ -122,7 +122,7 @@ impl Spec {
             Some((sequence, flags)) => {
                 transport.extend(sequence.to_be_bytes());
                 transport.extend(77_u32.to_be_bytes());
-                transport.extend([((20 + self.options.len()) / 4 << 4) as u8, flags, 1, 0, 0, 0, 0, 0]);
+                transport.extend([((20 + self.options.len()) << 2) as u8, flags, 1, 0, 0, 0, 0, 0]);
                 transport.extend(&self.options);
                 (6, 16)
             }
