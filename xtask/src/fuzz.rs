@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::shell;
 
-const TARGETS: [&str; 4] = ["stdin", "prev_result", "stored", "flannel"];
+const TARGETS: [&str; 7] =
+    ["stdin", "prev_result", "stored", "flannel", "tunnel_frame", "tunnel_split", "tunnel_coalesce"];
 
 /// As cargo-fuzz builds, without a sanitizer.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -86,6 +87,9 @@ fn seeds(target: &str) -> Result<Vec<(String, Vec<u8>)>> {
     if target == "flannel" {
         seeds = flannel_seeds()?;
     }
+    if target.starts_with("tunnel_") {
+        seeds = tunnel_seeds(target)?;
+    }
     if target == "stored" {
         seeds.push(("name".to_owned(), b"net@10.1.0.0_24+10.1.0.9-10.1.0.20".to_vec()));
         // A state: its mark, the border of what was used, how many wait, and one of them.
@@ -119,6 +123,38 @@ fn flannel_seeds() -> Result<Vec<(String, Vec<u8>)>> {
         b"--ip-masq\n-etcd-endpoints=https://a:1\n--etcd-cafile\n/ca\n-iface\neth0\n--v=4\n--kube-subnet-mgr=false"
             .to_vec();
     seeds.extend([("layout".to_owned(), layout), ("flags".to_owned(), flags)]);
+    Ok(seeds)
+}
+
+/// Segments of a flow each: as datagrams of the wire, one behind the other with their lengths, and as large packets of the device.
+fn tunnel_seeds(target: &str) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut seeds = Vec::new();
+    for entry in fs::read_dir(shell::root().join("fixtures/tunnel"))? {
+        let path = entry?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path)?;
+        let byte = |pair: &[u8]| u8::from_str_radix(&String::from_utf8_lossy(pair), 16).context("a byte in hex");
+        let packets = text.lines().map(|line| line.as_bytes().chunks(2).map(byte).collect::<Result<Vec<u8>>>());
+        let packets = packets.collect::<Result<Vec<_>>>()?;
+        let Some(first) = packets.first() else { continue };
+        let (is_v4, is_tcp) = (name.ends_with("v4"), name.starts_with("tcp"));
+        let (gso, field) = match (is_tcp, is_v4) {
+            (true, true) => (1, 16),
+            (true, false) => (4, 16),
+            (false, _) => (5, 6),
+        };
+        // The kernel's header: segments of 8 bytes, and where the checksum is.
+        let begin = if is_v4 { 20_u16 } else { 40 };
+        let words = [0, 8, begin, field].map(u16::to_ne_bytes).concat();
+        seeds.push(match target {
+            "tunnel_frame" => (name, [&[0, 0, 0], &first[..]].concat()),
+            "tunnel_split" => (name, [&[1, gso], &words[..], first].concat()),
+            _ => {
+                let lengths = packets.iter().map(|packet| [&(packet.len() as u16).to_le_bytes(), &packet[..]].concat());
+                (name, lengths.collect::<Vec<_>>().concat())
+            }
+        });
+    }
     Ok(seeds)
 }
 

@@ -160,7 +160,7 @@ impl Outbound {
             return self.cut(&split, start, bytes, peer, packet.tos);
         }
         if let Some((start, offset)) = vnet.checksum
-            && !split::complete(bytes, start, offset)
+            && (usize::from(start) < packet.transport || !split::complete(bytes, start, offset))
         {
             return self.picture.cells[peer as usize].dropped(Cause::Malformed);
         }

@@ -2,6 +2,10 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
+#[path = "../../../../fuzz/src/tunnel.rs"]
+mod fuzz;
+
+mod any;
 mod coalesce;
 mod hostile;
 mod live;

@@ -97,6 +97,7 @@ fn headers_that_contradict_each_other_are_dropped() {
         frame(4, 1000, Some((20, 16)), &packet),
         frame(1, 1000, Some((24, 16)), &packet),
         frame(0, 0, Some((20, 60_000)), &packet[..0]),
+        frame(0, 0, Some((0, 2)), &Spec::udp(1, 2, false, b"x").bytes(true)),
         frame(3, 1000, Some((20, 6)), &packet),
         // Cut, and longer than it says.
         frame(1, 1000, Some((20, 16)), &packet[..packet.len() - 1]),
@@ -139,6 +140,7 @@ proptest! {
             (spec.tcp, spec.options) = (Some((start, flags)), vec![1; options * 4]);
         }
         spec.payload.truncate(65_535 - spec.header_len());
+        let size = size.min(MTU as u16 - spec.header_len() as u16);
         (spec.tos, spec.id, spec.dont_fragment) = (tos, if is_v6 { 7 } else { id }, is_v6 || df);
         let frame = large(&spec, size);
         let groups = sent(&mut Outbound::new(picture(1), WIRE, true), std::slice::from_ref(&frame));
