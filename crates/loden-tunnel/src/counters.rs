@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use loden_core::model::NodeName;
+use serde::Serialize;
 
 /// Why a packet was dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// It is no whole packet, or one that says what cannot be.
     Malformed,
@@ -102,7 +104,7 @@ fn add(cell: &AtomicU64, more: usize) {
 }
 
 /// Packets as they are on the wire, and their bytes without the outer headers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Carried {
     /// How many.
     pub packets: u64,
@@ -111,7 +113,7 @@ pub struct Carried {
 }
 
 /// Of one peer, or of nobody in particular.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PeerCounters {
     /// What was sent to it.
     pub sent: Carried,
@@ -122,10 +124,27 @@ pub struct PeerCounters {
 }
 
 /// All of a tunnel, since it was started.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// Of each peer that there is now; what was counted of one that has gone is gone.
     pub peers: BTreeMap<NodeName, PeerCounters>,
     /// What no peer has to do with.
     pub others: PeerCounters,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_has_one_name() {
+        for cause in Cause::ALL {
+            assert_eq!(serde_json::to_value(cause).expect("JSON"), cause.as_str());
+        }
+        let counters = Counters {
+            others: PeerCounters { dropped: [(Cause::NoRoute, 2)].into(), ..Default::default() },
+            ..Default::default()
+        };
+        assert_eq!(serde_json::to_value(counters).expect("JSON")["others"]["dropped"]["no-route"], 2);
+    }
 }

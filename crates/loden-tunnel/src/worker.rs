@@ -1,11 +1,12 @@
 //! The threads: two for each queue of the device, one a direction. They do nothing but system calls, and sleep only when there is nothing
 //! to be had.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use loden_core::kernel::tunnel::Wire;
@@ -85,7 +86,16 @@ struct Shared {
     is_over: AtomicBool,
     /// Readable when it is over: wakes those that sleep.
     over: OwnedFd,
-    failure: Mutex<Option<TunnelError>>,
+    on_failure: OnFailure,
+}
+
+/// Whom to tell that it has ended.
+struct OnFailure(Box<dyn Fn(&TunnelError) + Send + Sync>);
+
+impl fmt::Debug for OnFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnFailure")
+    }
 }
 
 /// What one queue has.
@@ -100,11 +110,16 @@ struct Queue {
 }
 
 impl Tunnel {
-    /// Starts it, in the calling thread's namespace.
+    /// Starts it, in the calling thread's namespace. When it ends by itself, because its device has gone, as a rule, `on_failure` is told by
+    /// one of its threads, once; it is to be stopped and started again then.
     ///
     /// # Errors
     /// [`TunnelError`]: no device, a port that is taken, no address.
-    pub fn start(config: &TunnelConfig, peers: &Arc<Peers>) -> Result<Self, TunnelError> {
+    pub fn start(
+        config: &TunnelConfig,
+        peers: &Arc<Peers>,
+        on_failure: impl Fn(&TunnelError) + Send + Sync + 'static,
+    ) -> Result<Self, TunnelError> {
         let dev = config.dev;
         let failed = |cause| TunnelError::Kernel { dev, cause };
         let queues: Vec<Queue> =
@@ -126,7 +141,7 @@ impl Tunnel {
             board: Board::new(directions, peers),
             is_over: AtomicBool::new(false),
             over,
-            failure: Mutex::new(None),
+            on_failure: OnFailure(Box::new(on_failure)),
         });
         let mut tunnel = Self { shared, abilities, threads: Vec::new() };
         for (n, queue) in queues.into_iter().enumerate() {
@@ -156,12 +171,6 @@ impl Tunnel {
         self.abilities
     }
 
-    /// Why it has stopped by itself: its device has gone, as a rule. It is to be started again then.
-    #[must_use]
-    pub fn failure(&self) -> Option<TunnelError> {
-        self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// Stops it and waits for its threads.
     pub fn stop(self) {
         drop(self);
@@ -175,9 +184,10 @@ impl Tunnel {
         let shared = Arc::clone(&self.shared);
         let work = move || {
             if let Err(cause) = run(&shared) {
-                let failure = TunnelError::Kernel { dev: shared.dev, cause };
-                shared.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
-                shared.end();
+                // Only the first of them says so: the others end with it.
+                if !shared.end() {
+                    (shared.on_failure.0)(&TunnelError::Kernel { dev: shared.dev, cause });
+                }
             }
         };
         let thread = std::thread::Builder::new().name(name.clone()).spawn(work);
@@ -197,10 +207,12 @@ impl Drop for Tunnel {
 }
 
 impl Shared {
-    fn end(&self) {
-        self.is_over.store(true, Ordering::Relaxed);
+    /// Ends it; says whether it was over already.
+    fn end(&self) -> bool {
+        let was_over = self.is_over.swap(true, Ordering::Relaxed);
         // It fails only when it is full, and then it is readable.
         _ = rustix::io::write(&self.over, &1_u64.to_ne_bytes());
+        was_over
     }
 
     fn is_over(&self) -> bool {
