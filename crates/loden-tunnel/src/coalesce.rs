@@ -71,18 +71,16 @@ impl Coalescer {
         let flow = flow(packet, bytes);
         let shape = self.shape(packet, bytes);
         let mut is_checked = false;
-        if let Some(slot) = self.before(packet, flow) {
-            if let Some((header, size)) = shape
-                && slot.is_open
-                && slot.is_followed_by(memory, bytes, packet, header, size)
-            {
-                is_checked = packet.is_intact(bytes);
-                if is_checked && slot.check(memory) {
-                    slot.append(start + header, size, is_pushed(packet, bytes));
-                    return;
-                }
+        if let Some(slot) = self.before(packet, flow)
+            && let Some((header, size)) = shape
+            && slot.is_open
+            && slot.is_followed_by(memory, bytes, packet, header, size)
+        {
+            is_checked = packet.is_intact(bytes);
+            if is_checked && slot.check(memory) {
+                slot.append(start + header, size, is_pushed(packet, bytes));
+                return;
             }
-            slot.is_open = false;
         }
         let slot = self.next();
         slot.begin(packet, flow, start);
@@ -95,15 +93,13 @@ impl Coalescer {
     /// Adds a packet that the kernel is told something of, and that nothing is appended to.
     pub fn push_as_is(&mut self, memory: &[u8], start: usize, packet: &Packet, vnet: Vnet) {
         let flow = flow(packet, &memory[start..start + packet.len]);
-        if let Some(slot) = self.before(packet, flow) {
-            slot.is_open = false;
-        }
         let slot = self.next();
         slot.begin(packet, flow, start);
         slot.vnet = vnet;
     }
 
-    /// The newest packet of the same flow, if it is not too long ago. What may be of any flow closes them all.
+    /// The newest packet of the same flow, if it is not too long ago: those before it are never seen again. What may be of any flow closes
+    /// them all.
     fn before(&mut self, packet: &Packet, flow: Option<Flow>) -> Option<&mut Slot> {
         let slots = &mut self.slots[..self.used];
         if flow.is_some() {

@@ -34,10 +34,11 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
         if let Some(picture) = shared.board.newer(thread, &mut seen) {
             engine.look_at(picture);
         }
-        let (mut used, mut count) = (0, 0);
+        let (mut used, mut count, mut now) = (0, 0, None);
         while count < MOST_PACKETS && used + ROOM <= memory.len() {
             let Some(len) = queue.tun.read(&mut memory[used..used + ROOM])? else { break };
-            engine.take(&mut memory, used..used + len, began.elapsed());
+            let now = *now.get_or_insert_with(|| began.elapsed());
+            engine.take(&mut memory, used..used + len, now);
             count += 1;
             // Each begins where the processor begins to fetch.
             used = (used + len).next_multiple_of(64);

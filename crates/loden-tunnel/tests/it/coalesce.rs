@@ -82,6 +82,24 @@ fn what_differs_is_not_put_together() {
             }
         }
     }
+    // Acknowledgement, reserved bits, window, urgent pointer.
+    for at in [8, 11, 12, 14, 15, 18, 19] {
+        for is_v6 in [false, true] {
+            let mut packets = bytes(&segments(&Spec::tcp(1, 2, is_v6, b""), 100, 2));
+            let header = if is_v6 { 40 } else { 20 };
+            packets[1][header + at] ^= 1;
+            // The sum is as it was: what one word has more, another has less.
+            let word = header + 100;
+            let sum = total(&packets[1][header + at / 2 * 2..][..2]);
+            let was = sum ^ if at % 2 == 0 { 0x100 } else { 1 };
+            let payload = total(
+                &[packets[1][word..word + 2].to_vec(), was.to_be_bytes().to_vec(), (!sum).to_be_bytes().to_vec()]
+                    .concat(),
+            );
+            packets[1][word..word + 2].copy_from_slice(&payload.to_be_bytes());
+            assert_eq!(received(&mut inbound(true), crate::support::at(1), 0, &packets).len(), 2, "byte {at}");
+        }
+    }
     let mut specs = segments(&Spec { dont_fragment: false, ..Spec::tcp(1, 2, false, b"") }, 100, 3);
     specs[1].id += 1;
     assert_eq!(shape(&received(&mut inbound(true), at(1), 0, &bytes(&specs))), [1, 1, 1]);
@@ -105,9 +123,23 @@ fn datagrams_without_a_checksum_and_fragments_stay_as_they_are() {
     let mut packets = bytes(&segments(&Spec::udp(1, 2, false, b""), 100, 2));
     packets.iter_mut().for_each(|packet| packet[26..28].fill(0));
     assert_eq!(received(&mut inbound(true), at(1), 0, &packets).len(), 2);
+    // Even if it would be nought anyhow.
+    let mut packets = bytes(&segments(&Spec::udp(1, 2, false, b""), 100, 2));
+    for packet in &mut packets {
+        let sum = [packet[26], packet[27]];
+        let payload = total(&[[packet[28], packet[29]], sum].concat());
+        packet[28..30].copy_from_slice(&payload.to_be_bytes());
+        packet[26..28].fill(0);
+        let mut other = packet.clone();
+        other[26..28].fill(0xff);
+        Spec::read(&other);
+    }
+    assert_eq!(received(&mut inbound(true), at(1), 0, &packets).len(), 2);
 
     // A fragment between two segments of its flow is not overtaken by the second.
-    let mut packets = bytes(&segments(&Spec { dont_fragment: false, ..Spec::udp(1, 2, false, b"") }, 100, 3));
+    let mut specs = segments(&Spec { dont_fragment: false, ..Spec::udp(1, 2, false, b"") }, 100, 3);
+    specs[2].id = specs[1].id;
+    let mut packets = bytes(&specs);
     packets[1][6..8].copy_from_slice(&[0, 7]);
     let sum = {
         packets[1][10..12].fill(0);
