@@ -297,17 +297,17 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Carries out the steps. Says whether a link changed, so that everything has to be looked at again.
     fn apply(&mut self, plan: &Plan, round: &mut Round) -> bool {
-        self.failures.clear();
+        let former = std::mem::take(&mut self.failures);
         // Make before break: while something could not be made, nothing is removed that may stand in for it.
         let (makes, removals) = plan.makes_and_removals();
-        let mut links_changed = self.carry_out(makes, round);
-        if self.failures.is_empty() {
-            links_changed |= self.carry_out(removals, round);
+        let mut links_changed = self.carry_out(makes, round, &former);
+        if !self.is_hindered() {
+            links_changed |= self.carry_out(removals, round, &former);
         }
         links_changed
     }
 
-    fn carry_out(&mut self, steps: &[Step], round: &mut Round) -> bool {
+    fn carry_out(&mut self, steps: &[Step], round: &mut Round, former: &BTreeMap<Key, Failure>) -> bool {
         if steps.is_empty() {
             return false;
         }
@@ -328,7 +328,10 @@ impl<K: Kernel> Reconciler<K> {
                 Err(error) => {
                     round.failed += 1;
                     self.doubted.insert(step.key.sort());
-                    self.events.push("error", &step.key.to_string(), error.cause.clone());
+                    // It is tried again and again, and said once.
+                    if former.get(&step.key).is_none_or(|before| before.error != error) {
+                        self.events.push("error", &step.key.to_string(), error.cause.clone());
+                    }
                     self.failures.insert(step.key, Failure { error, why: step.why.clone() });
                 }
             }
@@ -356,7 +359,8 @@ impl<K: Kernel> Reconciler<K> {
         for (key, wanted, actual) in self.desired.map().differences() {
             let is_others = actual.is_some_and(|actual| !actual.is_ours()) || attach::is_on_host_side(key, actual);
             let is_left_alone = wanted.is_none() && is_others;
-            host_right &= !of_local(key) || is_left_alone;
+            let is_borne = self.failures.get(key).is_some_and(|failure| failure.error.is_bearable(key));
+            host_right &= !of_local(key) || is_left_alone || is_borne;
             routes_right &= key.sort() != Sort::Route || is_left_alone;
         }
         let mut sends = self.desired.uses();
@@ -438,6 +442,12 @@ impl<K: Kernel> Reconciler<K> {
         &self.failures
     }
 
+    /// Whether the kernel refuses something that pods need.
+    #[must_use]
+    pub fn is_hindered(&self) -> bool {
+        self.failures.iter().any(|(key, failure)| !failure.error.is_bearable(key))
+    }
+
     /// Whether a node's agent has lately shown signs of life, as far as anybody shows them: Kubernetes keeps none.
     #[must_use]
     pub fn is_alive(&self, node: &NodeName) -> bool {
@@ -462,9 +472,15 @@ impl<K: Kernel> Reconciler<K> {
             problems.push(Problem::new(error.object.clone(), format!("cannot be read: {}", error.cause)));
         }
         problems.extend(self.refused.iter().map(|r| Problem::new(r.key.to_string(), format!("refused: {}", r.cause))));
-        problems.extend(
-            self.failures.iter().map(|(key, failure)| Problem::new(key.to_string(), failure.error.cause.clone())),
-        );
+        problems.extend(self.failures.iter().map(|(key, failure)| {
+            let cause = &failure.error.cause;
+            let text = if failure.error.is_bearable(key) {
+                format!("{cause}; pods are served without it (set it on the host, or make the container privileged)")
+            } else {
+                cause.clone()
+            };
+            Problem::new(key.to_string(), text)
+        }));
         problems
     }
 }

@@ -81,7 +81,7 @@ pub fn is_ready<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> bool 
     reconciler.synced()
         && around.is_plugin_served
         && reconciler.facts().mtu_pod.is_some()
-        && reconciler.failures().is_empty()
+        && !reconciler.is_hindered()
         && reconciler.view().local.underlay.is_some()
 }
 
@@ -107,7 +107,7 @@ fn pools<K: Kernel>(reconciler: &Reconciler<K>, peers: &[PeerStatus]) -> Vec<Poo
             lingering: view.active_backends(pool).into_iter().skip(1).map(describe).collect(),
             peers_reached: reached,
             peers: owners.len(),
-            healthy: causes.is_empty() && reached == owners.len() && reconciler.failures().is_empty(),
+            healthy: causes.is_empty() && reached == owners.len() && !reconciler.is_hindered(),
             causes,
         }
     };

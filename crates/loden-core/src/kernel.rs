@@ -197,6 +197,15 @@ pub enum DeviceSysctl {
 }
 
 impl DeviceSysctl {
+    /// Whether packets go their way without it: it guards against router advertisements or forged sources, or saves time.
+    #[must_use]
+    pub fn is_guard(self) -> bool {
+        match self {
+            Self::AcceptRa | Self::AcceptDad | Self::RpFilter | Self::ProxyDelay => true,
+            Self::ProxyArp | Self::RouteLocalnet => false,
+        }
+    }
+
     /// The path below `/proc/sys`; a dot in a device's name stays as it is there.
     #[must_use]
     pub fn path(self, dev: IfName) -> String {
@@ -351,6 +360,9 @@ pub struct Scope {
     pub device_sysctls: BTreeSet<(IfName, DeviceSysctl)>,
 }
 
+/// A file system is mounted read-only (`errno.h`).
+const EROFS: i32 = 30;
+
 /// Why a kernel operation did not happen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{object}: {cause}")]
@@ -361,6 +373,15 @@ pub struct KernelError {
     pub errno: i32,
     /// The kernel's own words: its extended acknowledgement if it gave one, else the text of the number.
     pub cause: String,
+}
+
+impl KernelError {
+    /// Whether pods are served all the same: a container that is not privileged, as flannel's is not, has `/proc/sys` read-only, and
+    /// of what loden writes there a part guards alone.
+    #[must_use]
+    pub fn is_bearable(&self, key: &Key) -> bool {
+        self.errno == EROFS && matches!(key, Key::DeviceSysctl(_, sysctl) if sysctl.is_guard())
+    }
 }
 
 /// A kernel that can be looked at and changed.

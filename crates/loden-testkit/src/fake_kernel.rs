@@ -13,6 +13,7 @@ const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const EINVAL: i32 = 22;
+const EROFS: i32 = 30;
 
 /// An error number and the kernel's words.
 type Refusal = (i32, String);
@@ -32,6 +33,8 @@ pub struct FakeKernel {
     pub observed: u64,
     /// While set, nothing can be read.
     pub is_blind: bool,
+    /// While set, `/proc/sys` is read-only, as it is in a container without privileges.
+    pub keeps_sysctls: bool,
 }
 
 impl FakeKernel {
@@ -127,6 +130,9 @@ impl FakeKernel {
     }
 
     fn set(&mut self, key: Key, new: &Object) -> Result<(), Refusal> {
+        if self.keeps_sysctls && key.sort() == Sort::Sysctl {
+            return Err((EROFS, "Read-only file system".to_owned()));
+        }
         if !matches!(key, Key::Link(_)) {
             key.device().map_or(Ok(()), |dev| self.needs_link(dev))?;
         }

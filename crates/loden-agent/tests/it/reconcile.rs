@@ -101,6 +101,37 @@ fn a_fault_at_any_step_of_a_switch_never_leaves_a_peer_without_a_route() {
 }
 
 #[test]
+fn a_host_whose_sysctls_may_not_be_written_serves_when_it_forwards_and_says_what_is_lacking() {
+    for forwards in [true, false] {
+        let mut kernel = FakeKernel::new("eth0");
+        kernel.keeps_sysctls = true;
+        if forwards {
+            kernel.objects.insert(Key::Sysctl("net/ipv4/ip_forward"), Object::Sysctl(1));
+        }
+        let mut agent = reconciler(kernel);
+        agent.listing(&listing(3, &vxlan()));
+        agent.round();
+        assert_eq!((agent.facts().mtu_pod.is_some(), agent.is_hindered()), (forwards, !forwards));
+        let problems: Vec<String> = agent.problems().iter().map(ToString::to_string).collect();
+        let guards = problems.iter().filter(|text| text.contains("pods are served without it"));
+        assert!(guards.clone().any(|text| text.contains("net/ipv6/conf/cni0/accept_ra: Read-only")), "{problems:?}");
+        assert_eq!(guards.count(), problems.len() - usize::from(!forwards), "{problems:?}");
+
+        // It is tried again, and said once.
+        let said = agent.events.after(0).len();
+        agent.retry();
+        assert!(agent.round().failed > 0);
+        assert_eq!(agent.events.after(0).len(), said);
+
+        // A peer that goes is forgotten, as long as nothing stands in that pods need.
+        agent.listing(&listing(2, &vxlan()));
+        agent.round();
+        let routes = agent.kernel().objects.keys().filter(|key| key.sort() == Sort::Route).count();
+        assert_eq!(routes, if forwards { 2 } else { 3 });
+    }
+}
+
+#[test]
 fn a_kernel_that_cannot_be_read_is_not_written() {
     let mut agent = reconciler(settled(2, &vxlan()));
     agent.kernel().is_blind = true;
