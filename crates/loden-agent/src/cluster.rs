@@ -261,6 +261,9 @@ impl Cluster {
         listing.entries.extend(regained);
         self.write_journal(&listing, store.term().is_some());
         self.remembered = None;
+        if self.health.borrow().error.is_some() {
+            tracing::info!("the datastore is there again");
+        }
         self.health.send_modify(|health| {
             health.up = true;
             health.error = None;

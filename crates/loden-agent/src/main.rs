@@ -286,7 +286,8 @@ fn read_config(path: &Path, overrides: Map<String, Value>) -> Result<NodeConfig,
 }
 
 fn start_log(config: &NodeConfig) {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)
+    // The client of Kubernetes logs as an error each time that nobody answers; what comes of it is said here.
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("kube_client=off,{}", config.log_level))
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     if config.log_json {

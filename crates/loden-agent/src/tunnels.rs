@@ -85,7 +85,11 @@ impl Tunnels {
         let peers = self.running.remove(&dev).map(|former| former.peers).unwrap_or_default();
         let picture = Arc::new(Peers::build(Own::of(wanted), &peers));
         let config = TunnelConfig { dev, wire: wanted.wire, local: wanted.local, queues: 1 };
-        let engine = worker::Tunnel::start(&config, &picture);
+        let on_failure = Arc::clone(&self.on_failure);
+        let engine = worker::Tunnel::start(&config, &picture, move |error| {
+            tracing::warn!(%error, "a tunnel has ended; it is started again");
+            on_failure();
+        });
         let engine = engine.map_err(|error| error.to_string())?;
         self.running.insert(dev, Running { wanted: wanted.clone(), peers, engine });
         Ok(())

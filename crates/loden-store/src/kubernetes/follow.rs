@@ -140,6 +140,28 @@ async fn take_in(
     Ok(picture.put(kind, &object, cidrs.as_deref(), revision))
 }
 
+/// What has been tried since a watch last worked.
+#[derive(Default)]
+struct Tries {
+    count: u32,
+    /// The first fault: how long the watch had worked before it says nothing of how long it has been broken.
+    since: Option<Instant>,
+}
+
+impl Tries {
+    /// For how long there have been faults, with this one.
+    fn failing_for(&mut self, now: Instant) -> Duration {
+        now - *self.since.get_or_insert(now)
+    }
+
+    /// The pause before the next one.
+    fn pause(&mut self) -> Duration {
+        let pause = PAUSE_FIRST * 2_u32.saturating_pow(self.count);
+        self.count += 1;
+        pause.min(PAUSE_MOST)
+    }
+}
+
 /// Reads one sort of objects.
 struct Reader {
     client: Client,
@@ -150,12 +172,12 @@ struct Reader {
 
 impl Reader {
     async fn run(mut self) {
-        let (mut pause, mut failing_since) = (PAUSE_FIRST, None);
+        let mut tries = Tries::default();
         loop {
             let (began, before) = (Instant::now(), self.at.clone());
             let ended = self.stream().await;
             if self.at != before || began.elapsed() > PAUSE_MOST {
-                (pause, failing_since) = (PAUSE_FIRST, None);
+                tries = Tries::default();
             }
             let fault = match ended {
                 Ok(()) => None,
@@ -168,15 +190,13 @@ impl Reader {
                 Err(fault) => Some(fault),
             };
             let asked = fault.as_ref().and_then(Fault::retry_after).unwrap_or(Duration::ZERO);
-            if let Some(fault) = fault {
-                let since: Instant = *failing_since.get_or_insert(began);
-                if !fault.is_passing() || since.elapsed() + asked > PATIENCE {
-                    let _ = self.events.send(Err(fault.at(&self.client.place))).await;
-                    return;
-                }
+            if let Some(fault) = fault
+                && (!fault.is_passing() || tries.failing_for(Instant::now()) + asked > PATIENCE)
+            {
+                let _ = self.events.send(Err(fault.at(&self.client.place))).await;
+                return;
             }
-            tokio::time::sleep(asked + jittered(pause)).await;
-            pause = (pause * 2).min(PAUSE_MOST);
+            tokio::time::sleep(asked + jittered(tries.pause())).await;
         }
     }
 
@@ -228,5 +248,24 @@ impl Reader {
             self.at.clone_from(&object.metadata.resource_version);
         }
         is_ahead
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_had_worked_for_long_is_tried_again_like_any_other() {
+        let broken = Instant::now() + Duration::from_secs(400);
+        let mut tries = Tries::default();
+        assert_eq!(tries.failing_for(broken), Duration::ZERO);
+        let mut at = broken;
+        while tries.failing_for(at) <= PATIENCE {
+            at += tries.pause();
+        }
+        // 0.2 s, 0.4 s, and so on.
+        assert_eq!(tries.count, 8);
+        assert_eq!((0..10).map(|_| tries.pause()).max(), Some(PAUSE_MOST));
     }
 }
