@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use ipnet::IpNet;
 use loden_core::kernel::link::{Bridge, Link, LinkKind, Port};
-use loden_core::kernel::{LINK_GROUP, NO_GROUP};
+use loden_core::kernel::{DeviceSysctl, LINK_GROUP, NO_GROUP};
 use loden_core::model::{Attachment, BridgePort, Family, IfName, Mac, OwnBridge, PortVlans};
 
 use crate::error::LinuxError;
@@ -34,6 +34,7 @@ pub(crate) fn ready(socket: &mut Socket, port: &BridgePort, attachment: &Attachm
         must_filter(socket, name)?;
     }
     let Some(own) = &port.own else { return Ok(number) };
+    heed_no_routers(name)?;
     if own.promiscuous {
         let mut w = Writer::default();
         link::set_promiscuous(&mut w, name, true);
@@ -46,6 +47,16 @@ pub(crate) fn ready(socket: &mut Socket, port: &BridgePort, attachment: &Attachm
         bear_gateways(socket, name, number, own, attachment)?;
     }
     Ok(number)
+}
+
+/// A pod's router advertisement must not move the host (CVE-2020-13597). The agent sees to the node's bridge, but not in a container that
+/// may not write sysctls, as flannel's.
+fn heed_no_routers(name: IfName) -> Result<(), LinuxError> {
+    match set_sysctl(&DeviceSysctl::AcceptRa.path(name), 0) {
+        // Where that may not be done here either it is for whoever made it so: pods are served without it.
+        Err(LinuxError::System { errno: libc::EROFS, .. }) => Ok(()),
+        done => done,
+    }
 }
 
 /// Takes the node's bridge away, if it has no ports and is marked as loden's; says whether it has gone.

@@ -51,8 +51,9 @@ fn pods_of_a_bridge_of_their_own_need_no_agent() {
         assert!(reaches(&a, host.ns(), ip(addr)), "{addr}");
     }
     assert_eq!(host.call("CHECK", "a", &network(&json!({ "prevResult": result }))), Ok(Value::Null));
-    for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-        assert_eq!(host.run_in(|| loden_linux::sysctl::read(path)).expect("read"), Some(1));
+    let forwarding = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"].map(|path| (path, 1));
+    for (path, value) in forwarding.into_iter().chain([("net/ipv6/conf/br1/accept_ra", 0)]) {
+        assert_eq!(host.run_in(|| loden_linux::sysctl::read(path)).expect("read"), Some(value), "{path}");
     }
     for pod in ["a", "b"] {
         host.call("DEL", pod, &network(&json!({}))).expect("detached");
