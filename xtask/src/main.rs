@@ -53,8 +53,9 @@ enum Chore {
     Bench(bench::Options),
     /// Tests of what this machine's kernel may lack, under another one that runs as a program.
     Kernel,
-    /// The suite of the store in Kubernetes against a real API server, which is built from its Go module, once.
-    Kubernetes,
+    /// The suite of the store in Kubernetes against a real API server, or a cluster with real kubelets; Kubernetes is built from its Go
+    /// module, once.
+    Kubernetes(kubernetes::Options),
     /// What that one begins with.
     #[command(hide = true)]
     KernelInit,
@@ -91,7 +92,7 @@ fn run(args: Args) -> Result<()> {
         }
         Chore::Bench(options) => bench::run(&options),
         Chore::Kernel => kernel::run(),
-        Chore::Kubernetes => kubernetes::run(),
+        Chore::Kubernetes(options) => kubernetes::run(&options),
         Chore::KernelInit => kernel::init(),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Soak(options) => soak::run(&options),

@@ -15,7 +15,7 @@ const CONTAINERD: &str = "2.4.2";
 pub fn run() -> Result<()> {
     suite::install_tools()?;
     build_callers()?;
-    build_containerd()?;
+    containerd()?;
     suite::labs_with_containerd(CONTAINERD)
 }
 
@@ -29,15 +29,17 @@ pub fn build_callers() -> Result<()> {
     made(&mut go)
 }
 
-fn build_containerd() -> Result<()> {
+/// Where containerd is; it is built where it is not there yet.
+pub fn containerd() -> Result<PathBuf> {
     let dir = shell::target().join("peers").join(format!("containerd-{CONTAINERD}"));
     let programs = ["containerd", "containerd-shim-runc-v2"];
     if programs.iter().all(|program| dir.join(program).exists()) {
-        return Ok(());
+        return Ok(dir);
     }
     shell::say(&format!("· containerd {CONTAINERD} is built, once: some minutes"));
     let module = |program: &str| format!("github.com/containerd/containerd/v2/cmd/{program}@v{CONTAINERD}");
-    made(go()?.arg("install").args(programs.map(module)).env("GOBIN", &dir))
+    made(go()?.arg("install").args(programs.map(module)).env("GOBIN", &dir))?;
+    Ok(dir)
 }
 
 /// Go's own command.

@@ -113,3 +113,10 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
     }
     Ok(())
 }
+
+/// The last lines of a file; none when it cannot be read.
+pub fn tail(file: &Path, lines: usize) -> String {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

@@ -53,6 +53,7 @@ impl Release {
             Self::V1_6 => CONFIG_1_6,
             Self::V2_4 => CONFIG_2_4,
         };
+        let text = text.replace("$BIN", "$DIR/bin").replace("$CONF", "$DIR/net.d");
         text.replace("$DIR", &node.dir.display().to_string()).replace("$IMAGE", IMAGE)
     }
 }
@@ -206,37 +207,4 @@ BinaryName = "runc"
 SystemdCgroup = false
 "#;
 
-const CONFIG_2_4: &str = r#"
-version = 4
-root = "$DIR/root"
-state = "$DIR/state"
-disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs", "io.containerd.tracing.processor.v1.otlp"]
-[plugins."io.containerd.server.v1.grpc"]
-address = "$DIR/containerd.sock"
-[plugins."io.containerd.server.v1.ttrpc"]
-address = "$DIR/containerd.sock.ttrpc"
-[plugins."io.containerd.cri.v1.images"]
-snapshotter = "overlayfs"
-use_local_image_pull = true
-[plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = "$IMAGE"
-[plugins."io.containerd.cri.v1.runtime"]
-restrict_oom_score_adj = true
-disable_apparmor = true
-disable_hugetlb_controller = true
-tolerate_missing_hugetlb_controller = true
-[plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = ["$DIR/bin"]
-conf_dir = "$DIR/net.d"
-max_conf_num = 1
-[plugins."io.containerd.cri.v1.runtime".containerd]
-default_runtime_name = "runc"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-BinaryName = "runc"
-SystemdCgroup = false
-[plugins."io.containerd.grpc.v1.cri"]
-stream_server_address = "127.0.0.1"
-stream_server_port = "0"
-"#;
+const CONFIG_2_4: &str = include_str!("../../../../fixtures/containerd/2.4.toml");
