@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use loden_core::api::{Carried, TunnelPeerStatus, TunnelStatus};
 use loden_core::kernel::tunnel::{Peer, Tunnel};
@@ -24,6 +25,7 @@ struct Running {
     wanted: Tunnel,
     peers: BTreeMap<Prefix, Peer>,
     engine: worker::Tunnel,
+    has_ended: Arc<AtomicBool>,
 }
 
 impl Tunnels {
@@ -76,7 +78,7 @@ impl Tunnels {
     fn start(&mut self, dev: IfName, wanted: &Tunnel) -> Result<(), String> {
         if let Some(running) = self.running.get_mut(&dev)
             && (running.wanted.wire, running.wanted.local) == (wanted.wire, wanted.local)
-            && running.engine.failure().is_none()
+            && !running.has_ended()
         {
             running.wanted = wanted.clone();
             return Ok(());
@@ -85,19 +87,21 @@ impl Tunnels {
         let peers = self.running.remove(&dev).map(|former| former.peers).unwrap_or_default();
         let picture = Arc::new(Peers::build(Own::of(wanted), &peers));
         let config = TunnelConfig { dev, wire: wanted.wire, local: wanted.local, queues: 1 };
-        let on_failure = Arc::clone(&self.on_failure);
+        let (on_failure, has_ended) = (Arc::clone(&self.on_failure), Arc::new(AtomicBool::new(false)));
+        let ended = Arc::clone(&has_ended);
         let engine = worker::Tunnel::start(&config, &picture, move |error| {
             tracing::warn!(%error, "a tunnel has ended; it is started again");
+            ended.store(true, Ordering::Relaxed);
             on_failure();
         });
         let engine = engine.map_err(|error| error.to_string())?;
-        self.running.insert(dev, Running { wanted: wanted.clone(), peers, engine });
+        self.running.insert(dev, Running { wanted: wanted.clone(), peers, engine, has_ended });
         Ok(())
     }
 
     /// What runs. One that has ended by itself does not.
     pub fn observe(&mut self, seen: &mut Observed) {
-        self.running.retain(|_, running| running.engine.failure().is_none());
+        self.running.retain(|_, running| !running.has_ended());
         for (dev, running) in &self.running {
             seen.insert(Key::Tunnel(*dev), Object::Tunnel(Box::new(running.wanted.clone())));
             let peer = |(block, peer): (&Prefix, &Peer)| {
@@ -121,6 +125,10 @@ impl fmt::Debug for Tunnels {
 }
 
 impl Running {
+    fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Relaxed)
+    }
+
     fn picture(&self) -> Arc<Peers> {
         Arc::new(Peers::build(Own::of(&self.wanted), &self.peers))
     }
