@@ -86,3 +86,33 @@ fn v4(bytes: &[u8], at: usize) -> Option<IpAddr> {
 fn v6(bytes: &[u8], at: usize) -> Option<IpAddr> {
     Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?).into())
 }
+
+/// An IPv4 packet with a UDP datagram to a port; the datagram's checksum is left out (RFC 768).
+pub fn ipv4_datagram(from: Ipv4Addr, to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> {
+    let segment = 8 + payload.len() as u16;
+    let mut packet = vec![0x45, 0];
+    packet.extend((20 + segment).to_be_bytes());
+    packet.extend([0, 0, 0, 0, 64, UDP, 0, 0]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    let sum: u32 = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum = !((sum & 0xffff) as u16).wrapping_add((sum >> 16) as u16);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(port.to_be_bytes());
+    packet.extend(port.to_be_bytes());
+    packet.extend(segment.to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(payload);
+    packet
+}
+
+/// A packet as VXLAN has it (RFC 7348 section 5), in a frame to a VTEP.
+pub fn vxlan(vni: u32, vtep: Mac, packet: &[u8]) -> Vec<u8> {
+    let mut datagram = vec![0x08, 0, 0, 0];
+    datagram.extend((vni << 8).to_be_bytes());
+    datagram.extend(vtep.octets());
+    datagram.extend([2, 0, 0, 0, 0, 0x66]);
+    datagram.extend(IPV4.to_be_bytes());
+    datagram.extend(packet);
+    datagram
+}

@@ -8,6 +8,7 @@ mod docs;
 mod drift;
 mod etcd;
 mod frames;
+mod guard;
 mod install;
 mod kill;
 mod macvlan;

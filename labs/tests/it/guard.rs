@@ -1,0 +1,110 @@
+//! Who may send by tunnels: the hosts of the cluster, each for its own pods; no stranger, and no pod.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use loden_core::model::Mac;
+use loden_lab::Lab;
+
+use crate::frames::{ipv4_datagram, vxlan};
+use crate::support::{Guard, SEGMENT, hosts, up};
+
+/// Nobody else sends to it.
+const PORT: u16 = 4747;
+/// How long is waited for what is not to come. What comes takes a thousandth of it.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+fn lab(name: &str, backend: &str, keys: &str) -> Guard {
+    let pool = format!("[[pool]]\nname = \"p4\"\ncidr = \"10.244.0.0/16\"\nbackend = {{ type = \"{backend}\" }}\n");
+    up(name, &[SEGMENT, &hosts(3, keys), "[[server]]\nname = \"stranger\"\n", &pool].concat())
+}
+
+fn pod(lab: &Lab, name: &str) -> Ipv4Addr {
+    match lab.pods().iter().find(|pod| pod.name == name).expect("a pod").addresses.v4 {
+        Some(IpAddr::V4(addr)) => addr,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn underlay(lab: &Lab, host: &str) -> IpAddr {
+    let status = lab.agent(host).expect("an agent").status().expect("a status");
+    status.underlay.expect("an external interface").addresses.v4.expect("IPv4")
+}
+
+/// Whether a tunnel's packet for the first pod of host1 arrives there when `from` sends it to a host.
+fn arrives(lab: &Lab, from: &str, host: &str, tunnel_port: u16, packet: &[u8]) -> bool {
+    let to = pod(lab, &format!("{host}-pod1"));
+    let bind = || UdpSocket::bind((to, PORT)).expect("bound");
+    let socket = lab.netns(&format!("{host}-pod1")).expect("netns").run(bind).expect("a thread");
+    socket.set_read_timeout(Some(PATIENCE)).expect("set");
+    let at = underlay(lab, host);
+    let send = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+        // More than one: the first may wait for a neighbour's answer, and be the one that gives way.
+        for _ in 0..3 {
+            socket.send_to(packet, (at, tunnel_port)).expect("sent");
+        }
+    };
+    lab.netns(from).expect("netns").run(send).expect("a thread");
+    match socket.recv(&mut [0; 64]) {
+        Ok(_) => true,
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The Ethernet address of a host's VTEP.
+fn vtep(lab: &Lab, host: &str) -> Mac {
+    use loden_linux::netlink::{Protocol, Socket};
+    let read = || {
+        let mut socket = Socket::open(Protocol::Route).expect("a socket");
+        loden_linux::rt::link::read(&mut socket, "flannel.1".parse().expect("name")).expect("asked").expect("there")
+    };
+    lab.netns(host).expect("netns").run(read).expect("a thread").link.mac.expect("an address")
+}
+
+#[test]
+fn vxlan_of_strangers_and_of_pods_is_dropped() {
+    let lab = lab("guard", "vxlan", "");
+    let to_pod1 = |inner_from: Ipv4Addr| {
+        vxlan(1, vtep(&lab, "host1"), &ipv4_datagram(inner_from, pod(&lab, "host1-pod1"), PORT, b"in"))
+    };
+    let from_pod2 = to_pod1(pod(&lab, "host2-pod1"));
+    assert!(arrives(&lab, "host2", "host1", 8472, &from_pod2), "a known host's is a packet like any other");
+    assert!(!arrives(&lab, "stranger", "host1", 8472, &from_pod2), "a stranger's is not taken in");
+    assert!(!arrives(&lab, "host1-pod1", "host1", 8472, &from_pod2), "nor a pod's by its own host");
+    assert!(
+        !arrives(&lab, "host2-pod1", "host1", 8472, &from_pod2),
+        "nor one that would leave with its host's address"
+    );
+}
+
+#[test]
+fn without_the_guard_they_are_not() {
+    let lab = lab("no-guard", "vxlan", "agent = { tunnel_guard = false }");
+    let packet = ipv4_datagram(pod(&lab, "host2-pod1"), pod(&lab, "host1-pod1"), PORT, b"in");
+    assert!(arrives(&lab, "stranger", "host1", 8472, &vxlan(1, vtep(&lab, "host1"), &packet)));
+}
+
+#[test]
+fn by_udp_each_host_sends_for_its_own_pods() {
+    let lab = lab("guard-udp", "udp", "");
+    let (own, third) = (pod(&lab, "host2-pod1"), pod(&lab, "host3-pod1"));
+    let to_pod1 = |from: Ipv4Addr| ipv4_datagram(from, pod(&lab, "host1-pod1"), PORT, b"in");
+    assert!(arrives(&lab, "host2", "host1", 8285, &to_pod1(own)), "what is host2's");
+    assert!(!arrives(&lab, "host2", "host1", 8285, &to_pod1(third)), "another host's is not host2's to send");
+    assert!(!arrives(&lab, "host2", "host1", 8285, &to_pod1(Ipv4Addr::new(8, 8, 8, 8))), "nor nobody's");
+    assert!(!arrives(&lab, "stranger", "host1", 8285, &to_pod1(own)), "a stranger has none");
+    assert!(!arrives(&lab, "host3-pod1", "host1", 8285, &to_pod1(third)), "nor has a pod");
+    let beyond = ipv4_datagram(own, Ipv4Addr::new(192, 0, 2, 3), PORT, b"in");
+    assert!(!arrives(&lab, "host2", "host1", 8285, &beyond));
+    for odd in [&b"x"[..], &[0x45; 19], &[0x65; 40], &[]] {
+        assert!(!arrives(&lab, "host2", "host1", 8285, odd));
+    }
+    let status = lab.agent("host1").expect("an agent").status().expect("a status");
+    let host2 = status.tunnels[0].peers.iter().find(|peer| peer.node.as_str() == "host2").expect("host2");
+    let count = |cause: &str| host2.dropped.get(cause).copied().unwrap_or(0);
+    assert_eq!((count("foreign-source"), count("foreign-destination")), (6, 3), "{host2:?}");
+    assert!(count("malformed") >= 9, "{host2:?}");
+}
