@@ -203,5 +203,9 @@ async fn readyz(State(api): State<Api>) -> Result<Response, Failure> {
 
 async fn metrics(State(api): State<Api>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    // What is counted elsewhere stays as it was when the kernel's side is busy.
+    if let Ok(tunnels) = ask(&api, Question::Tunnels).await {
+        api.metrics.tunnels(&tunnels);
+    }
     ([(header::CONTENT_TYPE, kind)], api.metrics.text()).into_response()
 }

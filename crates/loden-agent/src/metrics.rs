@@ -9,6 +9,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use std::time::Duration;
 
+use loden_core::api::TunnelStatus;
+
 use crate::reconcile::Round;
 
 /// A label: the sort of kernel object.
@@ -34,6 +36,44 @@ pub enum Side {
     Store,
 }
 
+/// A label: who carries a tunnel's packets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CarrierLabel {
+    /// The tunnel's device.
+    pub device: String,
+    /// The kernel's own device, or an engine.
+    pub by: String,
+}
+
+/// A label: a peer in a tunnel, and which way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TunnelLabel {
+    /// The tunnel's device.
+    pub device: String,
+    /// The peer's name.
+    pub peer: String,
+    /// To it or from it.
+    pub way: Way,
+}
+
+/// Which way packets go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Way {
+    /// To the peer.
+    Out,
+    /// From it.
+    In,
+}
+
+/// A label: why a tunnel dropped packets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DropLabel {
+    /// The tunnel's device.
+    pub device: String,
+    /// The cause.
+    pub cause: String,
+}
+
 /// All metrics, named `loden_*`.
 #[derive(Debug)]
 pub struct Metrics {
@@ -56,6 +96,14 @@ pub struct Metrics {
     pub pending: Gauge,
     /// Peers known.
     pub peers: Gauge,
+    /// Who carries each tunnel's packets.
+    pub tunnel_carriers: Family<CarrierLabel, Gauge>,
+    /// Packets in tunnels that this agent runs.
+    pub tunnel_packets: Family<TunnelLabel, Counter>,
+    /// Their bytes, without the outer headers.
+    pub tunnel_bytes: Family<TunnelLabel, Counter>,
+    /// Packets that a tunnel dropped.
+    pub tunnel_drops: Family<DropLabel, Counter>,
     /// Whether the store answers.
     pub store_up: Gauge,
     /// The last revision of the store that was seen.
@@ -77,6 +125,10 @@ impl Default for Metrics {
             wanted: Gauge::default(),
             pending: Gauge::default(),
             peers: Gauge::default(),
+            tunnel_carriers: Family::default(),
+            tunnel_packets: Family::default(),
+            tunnel_bytes: Family::default(),
+            tunnel_drops: Family::default(),
             store_up: Gauge::default(),
             store_revision: Gauge::default(),
             store_lag: Histogram::new(exponential_buckets(0.0005, 4.0, 10)),
@@ -99,6 +151,10 @@ impl Metrics {
         r.register("objects_wanted", "Kernel objects wanted", self.wanted.clone());
         r.register("objects_pending", "Kernel objects not as wanted", self.pending.clone());
         r.register("peers", "Other nodes known", self.peers.clone());
+        r.register("tunnel_carrier", "Who carries a tunnel's packets", self.tunnel_carriers.clone());
+        r.register("tunnel_packets", "Packets carried by tunnels in this agent", self.tunnel_packets.clone());
+        r.register("tunnel_bytes", "Their bytes without the outer headers", self.tunnel_bytes.clone());
+        r.register("tunnel_dropped_packets", "Packets that tunnels dropped", self.tunnel_drops.clone());
         r.register("store_up", "Whether the datastore answers", self.store_up.clone());
         r.register("store_revision", "Last revision of the datastore that was seen", self.store_revision.clone());
         let lag = self.store_lag.clone();
@@ -111,6 +167,29 @@ impl Metrics {
         self.plan_steps.set(i64::try_from(round.done + round.failed).unwrap_or(i64::MAX));
         if round.failed > 0 {
             self.error(Side::Kernel, round.failed as u64, uptime);
+        }
+    }
+
+    /// Takes in what tunnels have carried since each was started: one that was started again begins anew.
+    pub fn tunnels(&self, tunnels: &[TunnelStatus]) {
+        self.tunnel_carriers.clear();
+        self.tunnel_packets.clear();
+        self.tunnel_bytes.clear();
+        self.tunnel_drops.clear();
+        for tunnel in tunnels {
+            let device = tunnel.device.to_string();
+            self.tunnel_carriers.get_or_create(&CarrierLabel { device: device.clone(), by: tunnel.by.clone() }).set(1);
+            for peer in &tunnel.peers {
+                for (way, carried) in [(Way::Out, peer.sent), (Way::In, peer.received)] {
+                    let label = TunnelLabel { device: device.clone(), peer: peer.node.to_string(), way };
+                    self.tunnel_packets.get_or_create(&label).inc_by(carried.packets);
+                    self.tunnel_bytes.get_or_create(&label).inc_by(carried.bytes);
+                }
+            }
+            for (cause, count) in tunnel.peers.iter().flat_map(|peer| &peer.dropped).chain(&tunnel.dropped) {
+                let label = DropLabel { device: device.clone(), cause: cause.clone() };
+                self.tunnel_drops.get_or_create(&label).inc_by(*count);
+            }
         }
     }
 

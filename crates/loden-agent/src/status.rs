@@ -154,7 +154,7 @@ fn peer<K: Kernel>(reconciler: &Reconciler<K>, node: &loden_core::model::Node) -
 }
 
 /// Those that run here, and those of devices that not every kernel has.
-fn tunnels<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Vec<TunnelStatus> {
+pub fn tunnels<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Vec<TunnelStatus> {
     let by_kernel = reconciler.desired().map().all_desired().filter_map(|(key, wanted)| match (key, &wanted.object) {
         (Key::Link(dev), Object::Link(link)) if matches!(link.kind, LinkKind::Ipip(_)) => Some(TunnelStatus {
             device: *dev,

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use loden_core::api::{BlockWish, Event as ApiEvent, Ipam, PlanReply, Status};
+use loden_core::api::{BlockWish, Event as ApiEvent, Ipam, PlanReply, Status, TunnelStatus};
 use loden_core::kernel::{Event, Key};
 use loden_core::model::{AttachmentKey, IfName, PerFamily};
 use loden_core::view::{Local, Problem};
@@ -73,6 +73,8 @@ pub enum Inbox {
 pub enum Question {
     /// The whole status.
     Status(oneshot::Sender<Status>),
+    /// The tunnels alone.
+    Tunnels(oneshot::Sender<Vec<TunnelStatus>>),
     /// What a round would do.
     Plan(oneshot::Sender<Result<PlanReply, String>>),
     /// Events behind a number.
@@ -412,6 +414,10 @@ impl Worker {
             Question::Status(answer) => {
                 state.around.tunnels = reconciler.kernel().tunnels().status();
                 drop(answer.send(status::status(reconciler, &state.around)));
+            }
+            Question::Tunnels(answer) => {
+                state.around.tunnels = reconciler.kernel().tunnels().status();
+                drop(answer.send(status::tunnels(reconciler, &state.around)));
             }
             Question::Events(after, answer) => drop(answer.send(reconciler.events.after(after))),
             Question::Wish(wish, answer) => state.blocks.wish(wish, answer),

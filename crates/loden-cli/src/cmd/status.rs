@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use loden_core::api::{PeerStatus, Status, ViewOrigin};
+use loden_core::api::{Carried, PeerStatus, Status, TunnelPeerStatus, TunnelStatus, ViewOrigin};
 
 use crate::args::Output;
 use crate::error::CliError;
@@ -73,9 +73,42 @@ fn text(status: &Status) -> String {
     );
     text += "\n";
     text += &peers(&status.peers);
+    if !status.tunnels.is_empty() {
+        text += "\n";
+        text += &tunnels(&status.tunnels);
+    }
     if !status.problems.is_empty() {
         text += "\nproblems:\n";
         status.problems.iter().for_each(|problem| text += &format!("  {problem}\n"));
+    }
+    text
+}
+
+fn tunnels(tunnels: &[TunnelStatus]) -> String {
+    let row = |tunnel: &TunnelStatus| {
+        let sum = |of: fn(&TunnelPeerStatus) -> Carried| {
+            let packets: u64 = tunnel.peers.iter().map(|peer| of(peer).packets).sum();
+            let bytes: u64 = tunnel.peers.iter().map(|peer| of(peer).bytes).sum();
+            format!("{packets} packets, {bytes} bytes")
+        };
+        let mut dropped = tunnel.dropped.clone();
+        for (cause, count) in tunnel.peers.iter().flat_map(|peer| &peer.dropped) {
+            *dropped.entry(cause.clone()).or_default() += count;
+        }
+        let dropped: Vec<_> = dropped.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
+        vec![
+            tunnel.device.to_string(),
+            tunnel.wire.clone(),
+            tunnel.by.clone(),
+            sum(|peer| peer.sent),
+            sum(|peer| peer.received),
+            if dropped.is_empty() { "none".to_owned() } else { dropped.join(", ") },
+        ]
+    };
+    let mut text =
+        render::table(&["TUNNEL", "WIRE", "CARRIED BY", "SENT", "TAKEN IN", "DROPPED"], tunnels.iter().map(row));
+    for (tunnel, lack) in tunnels.iter().flat_map(|tunnel| tunnel.lacks.iter().map(move |lack| (tunnel, lack))) {
+        text += &format!("  {}: {lack}\n", tunnel.device);
     }
     text
 }
