@@ -20,7 +20,7 @@ use rcgen::{CertificateParams, Issuer, KeyPair};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -115,7 +115,9 @@ impl Double {
             bookmark: Duration::from_millis(300),
         });
         let app = Router::new().fallback(answer).with_state(Arc::clone(&inner));
-        let listener = Listener { tcp, tls: TlsAcceptor::from(Arc::new(tls)), inner: Arc::clone(&inner) };
+        let (sender, greeted) = mpsc::unbounded_channel();
+        tokio::spawn(greet(tcp, TlsAcceptor::from(Arc::new(tls)), Arc::clone(&inner), sender));
+        let listener = Listener { greeted, address };
         tokio::spawn(async move { axum::serve(listener, app).await });
         let double = Self { inner, dir, address };
         double.kubeconfig("agent", AGENT, "ca.pem");
@@ -169,10 +171,31 @@ impl Double {
     }
 }
 
-struct Listener {
+/// Takes connections. A client that is slow to greet keeps no other from it.
+async fn greet(
     tcp: TcpListener,
     tls: TlsAcceptor,
     inner: Arc<Inner>,
+    greeted: mpsc::UnboundedSender<(Io, SocketAddr)>,
+) {
+    while !greeted.is_closed() {
+        let Ok((stream, address)) = tcp.accept().await else { continue };
+        if inner.is_down.load(Ordering::SeqCst) {
+            continue;
+        }
+        let (handshake, inner, greeted) = (tls.accept(stream), Arc::clone(&inner), greeted.clone());
+        tokio::spawn(async move {
+            if let Ok(stream) = handshake.await {
+                // A server that has ended serves nobody.
+                let _ = greeted.send((Io { stream, inner }, address));
+            }
+        });
+    }
+}
+
+struct Listener {
+    greeted: mpsc::UnboundedReceiver<(Io, SocketAddr)>,
+    address: SocketAddr,
 }
 
 impl axum::serve::Listener for Listener {
@@ -180,19 +203,14 @@ impl axum::serve::Listener for Listener {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Io, SocketAddr) {
-        loop {
-            let Ok((stream, address)) = self.tcp.accept().await else { continue };
-            if self.inner.is_down.load(Ordering::SeqCst) {
-                continue;
-            }
-            if let Ok(stream) = self.tls.accept(stream).await {
-                return (Io { stream, inner: Arc::clone(&self.inner) }, address);
-            }
+        match self.greeted.recv().await {
+            Some(greeted) => greeted,
+            None => std::future::pending().await,
         }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
+        Ok(self.address)
     }
 }
 
