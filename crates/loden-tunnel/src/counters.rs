@@ -20,6 +20,8 @@ pub enum Cause {
     ForeignDestination,
     /// Nobody has its destination.
     NoRoute,
+    /// It is for many, or for the link alone: what hosts say on every link, and no tunnel carries.
+    LinkOnly,
     /// It has gone as many hops as it may.
     HopsSpent,
     /// It does not fit into the tunnel.
@@ -34,12 +36,13 @@ pub enum Cause {
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Malformed,
         Self::UnknownSender,
         Self::ForeignSource,
         Self::ForeignDestination,
         Self::NoRoute,
+        Self::LinkOnly,
         Self::HopsSpent,
         Self::TooBig,
         Self::Congested,
@@ -56,6 +59,7 @@ impl Cause {
             Self::ForeignSource => "foreign-source",
             Self::ForeignDestination => "foreign-destination",
             Self::NoRoute => "no-route",
+            Self::LinkOnly => "link-only",
             Self::HopsSpent => "hops-spent",
             Self::TooBig => "too-big",
             Self::Congested => "congested",

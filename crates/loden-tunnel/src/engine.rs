@@ -127,6 +127,9 @@ impl Outbound {
         let Some((vnet, packet)) = Vnet::parse(vnet).zip(Packet::parse(bytes)) else {
             return self.picture.nobody.dropped(Cause::Malformed);
         };
+        if packet.dst.is_multicast() || packet.src.is_link_local() || packet.dst.is_link_local() {
+            return self.picture.nobody.dropped(Cause::LinkOnly);
+        }
         let split = Split::of(&vnet, &packet, bytes);
         if vnet.gso.is_some() && split.is_none() {
             return self.picture.nobody.dropped(Cause::Malformed);

@@ -38,7 +38,7 @@ pub fn is_answerable(packet: &Packet, bytes: &[u8]) -> bool {
         (packet::ICMP | packet::ICMP6, None) => true,
         _ => false,
     };
-    packet.fragment != Some(Fragment::Later) && !is_error && is_one_host(packet.src) && !is_multicast(packet.dst)
+    packet.fragment != Some(Fragment::Later) && !is_error && is_one_host(packet.src) && !packet.dst.is_multicast()
 }
 
 /// Writes the answer to a packet: from `from`, of the same family, behind what `into` holds.
@@ -89,14 +89,7 @@ fn is_one_host(addr: Addr) -> bool {
         Family::V4 => matches!(addr.bits >> 24, 0 | 127) || addr.bits >> 28 == 0xf,
         Family::V6 => addr.bits <= 1,
     };
-    !is_special && !is_multicast(addr)
-}
-
-fn is_multicast(addr: Addr) -> bool {
-    match addr.family {
-        Family::V4 => addr.bits >> 28 == 0xe || addr.bits == 0xffff_ffff,
-        Family::V6 => addr.bits >> 120 == 0xff,
-    }
+    !is_special && !addr.is_multicast()
 }
 
 /// So many answers may go out, and no more until time has passed.

@@ -16,6 +16,26 @@ pub struct Addr {
     pub bits: u128,
 }
 
+impl Addr {
+    /// Whether it stands for many hosts: multicast, or all of a link.
+    #[must_use]
+    pub fn is_multicast(self) -> bool {
+        match self.family {
+            Family::V4 => self.bits >> 28 == 0xe || self.bits == 0xffff_ffff,
+            Family::V6 => self.bits >> 120 == 0xff,
+        }
+    }
+
+    /// Whether it means something on one link alone (169.254.0.0/16, fe80::/10).
+    #[must_use]
+    pub fn is_link_local(self) -> bool {
+        match self.family {
+            Family::V4 => self.bits >> 16 == 0xa9fe,
+            Family::V6 => self.bits >> 118 == 0x3fa,
+        }
+    }
+}
+
 impl From<IpAddr> for Addr {
     fn from(addr: IpAddr) -> Self {
         let bits = match addr {

@@ -219,8 +219,12 @@ impl Shared {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    /// Sleeps until one of these is ready or it is over.
-    fn wait<'a>(&'a self, fds: impl IntoIterator<Item = BorrowedFd<'a>>, flags: PollFlags) -> Result<(), LinuxError> {
+    /// Sleeps until one of these, at most two, is ready or it is over; says which are.
+    fn wait<'a>(
+        &'a self,
+        fds: impl IntoIterator<Item = BorrowedFd<'a>>,
+        flags: PollFlags,
+    ) -> Result<[bool; 2], LinuxError> {
         let mut list: [PollFd<'_>; 3] =
             std::array::from_fn(|_| PollFd::from_borrowed_fd(self.over.as_fd(), PollFlags::IN));
         let mut used = 1;
@@ -229,7 +233,8 @@ impl Shared {
             used += 1;
         }
         match poll(&mut list[..used], None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) => Ok([1, 2].map(|n: usize| !list[n].revents().is_empty())),
+            Err(rustix::io::Errno::INTR) => Ok([true; 2]),
             Err(error) => Err(LinuxError::system(format!("poll of the tunnel on {}", self.dev), error)),
         }
     }

@@ -16,6 +16,8 @@ use crate::engine::{Arrival, Inbound};
 
 /// Room for the largest datagram, or the longest run of them that the kernel puts together, in bytes.
 const ROOM: usize = 64 << 10;
+/// After so many batches every socket is asked, whether it has said that it has something or not.
+const ASK_ALL: usize = 64;
 /// How many of those in one batch.
 const MOST_MESSAGES: usize = 8;
 
@@ -27,17 +29,24 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
     let mut engine = Inbound::new(picture, queue.wire, queue.tun.has_uso());
     let (mut inbox, mut memory) = (Inbox::default(), vec![0; MOST_MESSAGES * ROOM]);
     let (mut sender, mut parts) = (Sender::default(), Vec::new());
-    while !shared.is_over() {
+    // A socket that had nothing is asked again when it says so, or now and then while another one is never empty.
+    let mut is_ready = [true; 2];
+    for round in 0_usize.. {
+        if shared.is_over() {
+            break;
+        }
+        if round % ASK_ALL == 0 {
+            is_ready = [true; 2];
+        }
         if let Some(picture) = shared.board.newer(thread, &mut seen) {
             engine.look_at(picture);
         }
-        let mut is_any = false;
-        for socket in &queue.receive {
+        for (socket, is_ready) in queue.receive.iter().zip(&mut is_ready).filter(|(_, is_ready)| **is_ready) {
             let received = inbox.receive(socket, &mut memory, ROOM)?;
             if received.is_empty() {
+                *is_ready = false;
                 continue;
             }
-            is_any = true;
             let now = began.elapsed();
             for (n, message) in received.iter().enumerate() {
                 match arrival(queue.wire, n * ROOM, message, &memory) {
@@ -63,8 +72,8 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
             }
             engine.clear();
         }
-        if !is_any {
-            shared.wait(queue.receive.iter().map(|socket| socket.as_fd()), PollFlags::IN)?;
+        if !is_ready.iter().take(queue.receive.len()).any(|is_ready| *is_ready) {
+            is_ready = shared.wait(queue.receive.iter().map(|socket| socket.as_fd()), PollFlags::IN)?;
         }
     }
     Ok(())

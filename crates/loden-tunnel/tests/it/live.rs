@@ -1,9 +1,10 @@
 //! On the real kernel: two hosts with a wire between them and a tunnel over it.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use loden_core::model::{IfName, PerFamily};
 use loden_linux::datagram::{Datagrams, Inbox, Message, Outbox};
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::netns::{self, NetNs};
+use loden_linux::packet::{self, PacketSocket};
 use loden_linux::rt::link::{self, VethEnd};
 use loden_linux::rt::{address, route};
 use loden_linux::{sysctl, tun};
@@ -19,10 +21,12 @@ use loden_tunnel::counters::{Cause, Counters};
 use loden_tunnel::peers::{Own, Peers};
 use loden_tunnel::worker::{Tunnel, TunnelConfig, TunnelError};
 
-use crate::support::{Spec, WIRE, at, blocks, ip, pod, prefix};
+use crate::support::{Spec, WIRE, at, blocks, ip, pod, prefix, total};
 
 /// The MTU inside, which is right for either family outside.
 const MTU: u32 = 1452;
+/// `IFLA_GSO_MAX_SEGS`.
+const GSO_MAX_SEGS: u16 = 40;
 
 /// Host 1 or 2.
 struct Host {
@@ -248,7 +252,7 @@ fn pods_reach_each_other_by_udp_over_either_family() {
         });
         let [mine, theirs] = tunnels.each_ref().map(|tunnel| all_of(&tunnel.counters()));
         assert!(mine.0 > 10_000, "each segment counts: {mine:?}");
-        assert!(mine.2.keys().chain(theirs.2.keys()).all(|cause| *cause == Cause::NoRoute), "{mine:?} {theirs:?}");
+        assert!(mine.2.keys().chain(theirs.2.keys()).all(|cause| *cause == Cause::LinkOnly), "{mine:?} {theirs:?}");
         tunnels.into_iter().for_each(Tunnel::stop);
     }
 }
@@ -393,7 +397,7 @@ fn datagrams_that_come_one_by_one_stay_in_order() {
     let mut outbox = Outbox::default();
     for n in 0..200_u8 {
         let packet = Spec::udp(2, 1, false, &[n; 100]).bytes(false);
-        let parts = packet.chunks(50).map(std::io::IoSlice::new).collect::<Vec<_>>();
+        let parts = packet.chunks(50).map(IoSlice::new).collect::<Vec<_>>();
         let message = Message { to: (at(1), 8285).into(), parts: &parts, segment: None, tos: 0 };
         assert!(outbox.send(&socket, [message]).error.is_none());
     }
@@ -401,5 +405,96 @@ fn datagrams_that_come_one_by_one_stay_in_order() {
     for n in 0..200_u8 {
         assert_eq!(victim.recv(&mut buffer).expect("each"), 100);
         assert_eq!(buffer[0], n, "in order");
+    }
+}
+
+/// Sees that a packet says how long it is, and that its checksums are right; gives its byte of traffic class.
+fn right(packet: &[u8]) -> u8 {
+    let word = |at: usize| usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]));
+    let (header, addresses, protocol, len, tos) = if packet[0] >> 4 == 4 {
+        assert_eq!(total(&packet[..20]), 0xffff, "the header's checksum");
+        (20, &packet[12..20], packet[9], word(2), packet[1])
+    } else {
+        (40, &packet[8..40], packet[6], word(4) + 40, (word(0) >> 4) as u8)
+    };
+    assert_eq!(len, packet.len());
+    let behind = &packet[header..];
+    let pseudo = [addresses, &(behind.len() as u32).to_be_bytes(), &[0, 0, 0, protocol], behind].concat();
+    assert!(matches!(protocol, 6 | 17), "protocol {protocol}");
+    assert_eq!(total(&pseudo), 0xffff, "the checksum of protocol {protocol}");
+    tos
+}
+
+#[test]
+fn every_datagram_on_the_wire_is_one_packet_that_fits() {
+    let hosts = two_hosts();
+    let [one, two] = &hosts;
+    // As by a card that cuts nothing itself: one packet is one frame.
+    for host in &hosts {
+        host.run(|| {
+            let eth0 = index("eth0");
+            apply(|w| {
+                w.begin(link::NEW, 0);
+                w.raw(&link::info(eth0, 0, 0));
+                w.u32(GSO_MAX_SEGS, 1);
+                w.end();
+            });
+        });
+    }
+    let tunnels = [one.start(WIRE, false, 1), two.start(WIRE, false, 1)];
+    wait_ready(&hosts);
+    let capture = two.run(|| PacketSocket::open_on(name("eth0"), packet::IPV4)).expect("capture");
+    let is_over = AtomicBool::new(false);
+    let marks = std::thread::scope(|scope| {
+        let seen = scope.spawn(|| {
+            let mut marks = BTreeMap::<(u8, u8), usize>::new();
+            while !is_over.load(Ordering::Relaxed) {
+                let Some(frame) = capture.receive(Duration::from_millis(50)).expect("captured") else { continue };
+                let bytes = &frame.bytes[14..];
+                if bytes[9] != 17 || bytes[22..24] != 8285_u16.to_be_bytes() {
+                    continue;
+                }
+                let len = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
+                assert!(len <= 1500 && bytes.len() >= len, "{len} of {}", bytes.len());
+                assert_eq!(bytes[6] & 0x60, 0x40, "not to be cut, and not cut");
+                *marks.entry((bytes[1], right(&bytes[28..len]))).or_default() += 1;
+            }
+            marks
+        });
+        for is_v6 in [false, true] {
+            stream(one, two, is_v6, 1 << 20);
+            datagrams(one, two, is_v6, &[0, 1, 999, MTU as usize - 48]);
+            marked(one, two, is_v6);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        is_over.store(true, Ordering::Relaxed);
+        seen.join().expect("every frame is right")
+    });
+    // The capture may miss some when the machine is busy.
+    assert!(marks.values().sum::<usize>() > 500, "{marks:?}");
+    assert!(marks.keys().all(|(outer, inner)| *outer == inner & 3), "{marks:?}");
+    assert!((0..4).all(|ecn| marks.contains_key(&(ecn, 0xb8 | ecn))), "{marks:?}");
+    drop(tunnels);
+}
+
+/// Sends datagrams with each mark of congestion, which come as they went.
+fn marked(from: &Host, to: &Host, is_v6: bool) {
+    let open = |host: &Host| host.run(|| Datagrams::udp((pod(host.number, is_v6), 0).into())).expect("socket");
+    let (near, far) = (open(from), open(to));
+    let (mut outbox, mut inbox, mut memory) = (Outbox::default(), Inbox::default(), vec![0; 100]);
+    for ecn in 0..4 {
+        let message = Message {
+            to: far.local().expect("local"),
+            parts: &[IoSlice::new(b"marked")],
+            segment: None,
+            tos: 0xb8 | ecn,
+        };
+        assert!(outbox.send(&near, [message]).error.is_none());
+        let mut tos = None;
+        wait_for(|| {
+            tos = inbox.receive(&far, &mut memory, 100).expect("received").first().map(|received| received.tos);
+            tos.is_some()
+        });
+        assert_eq!(tos, Some(0xb8 | ecn));
     }
 }

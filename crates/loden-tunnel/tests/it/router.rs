@@ -92,6 +92,8 @@ fn what_must_not_be_answered_is_not() {
     assert!(with(&plain, &[(6, 0x20)]).is_some(), "the first one");
     assert_eq!(with(&plain, &[(16, 224)]), None, "to many");
     assert_eq!(with(&v6, &[(24, 0xff)]), None, "to many");
+    assert_eq!(with(&plain, &[(16, 169), (17, 254)]), None, "on the link alone");
+    assert_eq!(with(&v6, &[(8, 0xfe), (9, 0x80)]), None, "from the link alone");
     for src in [0, 127, 224, 240, 255] {
         assert_eq!(with(&plain, &[(12, src)]), None, "from {src}.…");
     }
