@@ -2,13 +2,13 @@
 //!
 //! It is fast because nearly nothing is done for each packet: the kernel hands over packets as large as it has them, and takes in as many
 //! as it can cut apart itself. [`engine`] has the two directions, which know no system call; [`worker`] has the threads. What a packet
-//! passes outward is [`packet`] → [`table`] → [`split`] → [`group`], inward [`inbound`] → [`router`] → [`coalesce`].
+//! passes outward is [`packet`] → [`table`] → [`split`] → [`group`], inward [`guard`] → [`router`] → [`coalesce`].
 
 pub mod coalesce;
 pub mod counters;
 pub mod engine;
 pub mod group;
-pub mod inbound;
+pub mod guard;
 pub mod packet;
 pub mod peers;
 pub mod router;

@@ -1,20 +1,18 @@
 //! The threads: two for each queue of the device, one a direction. They do nothing but system calls, and sleep only when there is nothing
 //! to be had.
 
-use std::fmt;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use loden_core::kernel::tunnel::Wire;
 use loden_core::model::{Family, IfName, PerFamily};
 use loden_linux::LinuxError;
 use loden_linux::datagram::Datagrams;
 use loden_linux::tun::Tun;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::board::{Board, Direction};
 use crate::counters::Counters;
@@ -23,9 +21,15 @@ use crate::peers::Peers;
 mod inward;
 mod outward;
 mod send;
+mod shared;
+
+use shared::Shared;
 
 /// The protocol number of IPv4 within IP.
 const IPIP: u8 = 4;
+
+/// How long to let the threads work before looking again whether they are done.
+const DRAIN_PAUSE: Duration = Duration::from_millis(1);
 
 /// What can go wrong with a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,27 +79,8 @@ pub struct Abilities {
 pub struct Tunnel {
     shared: Arc<Shared>,
     abilities: Abilities,
+    queues: Vec<Queue>,
     threads: Vec<JoinHandle<()>>,
-}
-
-/// What the threads share.
-#[derive(Debug)]
-struct Shared {
-    dev: IfName,
-    board: Board,
-    is_over: AtomicBool,
-    /// Readable when it is over: wakes those that sleep.
-    over: OwnedFd,
-    on_failure: OnFailure,
-}
-
-/// Whom to tell that it has ended.
-struct OnFailure(Box<dyn Fn(&TunnelError) + Send + Sync>);
-
-impl fmt::Debug for OnFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OnFailure")
-    }
 }
 
 /// What one queue has.
@@ -134,16 +119,10 @@ impl Tunnel {
             uso: all(|queue| queue.tun.has_uso()),
         };
         let directions = queues.iter().flat_map(|_| [Direction::Outward, Direction::Inward]);
-        let over = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let over = over.map_err(|error| failed(LinuxError::system("eventfd", error)))?;
-        let shared = Arc::new(Shared {
-            dev,
-            board: Board::new(directions, peers),
-            is_over: AtomicBool::new(false),
-            over,
-            on_failure: OnFailure(Box::new(on_failure)),
-        });
-        let mut tunnel = Self { shared, abilities, threads: Vec::new() };
+        let board = Board::new(directions, peers);
+        let shared = Shared::new(dev, board, 2 * queues.len(), Box::new(on_failure)).map_err(failed)?;
+        let shared = Arc::new(shared);
+        let mut tunnel = Self { shared, abilities, queues: queues.clone(), threads: Vec::new() };
         for (n, queue) in queues.into_iter().enumerate() {
             let other = queue.clone();
             tunnel.spawn(format!("tun-out-{n}"), move |shared| outward::run(shared, &queue, 2 * n)).map_err(failed)?;
@@ -171,6 +150,32 @@ impl Tunnel {
         self.abilities
     }
 
+    /// Waits until all that has come to the device and to the sockets is carried, `at_most` so long; says whether it is. For a tunnel that
+    /// nothing more is led to, before it is stopped: what waits in its queues would be lost with it.
+    #[must_use]
+    pub fn drain(&self, at_most: Duration) -> bool {
+        let deadline = Instant::now() + at_most;
+        loop {
+            // In this order: what was there before is in the hand of a thread that is awake, or carried.
+            if self.is_idle() && self.shared.all_rest() {
+                return true;
+            }
+            if Instant::now() >= deadline || self.shared.is_over() {
+                return false;
+            }
+            std::thread::sleep(DRAIN_PAUSE);
+        }
+    }
+
+    /// Whether nothing waits to be read or received.
+    fn is_idle(&self) -> bool {
+        let devices = self.queues.iter().map(|queue| queue.tun.as_fd());
+        let sockets = self.queues.iter().flat_map(|queue| queue.receive.iter().map(|socket| socket.as_fd()));
+        let mut list: Vec<PollFd<'_>> =
+            devices.chain(sockets).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        poll(&mut list, Some(&Timespec::default())) == Ok(0)
+    }
+
     /// Stops it and waits for its threads.
     pub fn stop(self) {
         drop(self);
@@ -182,14 +187,7 @@ impl Tunnel {
         run: impl FnOnce(&Shared) -> Result<(), LinuxError> + Send + 'static,
     ) -> Result<(), LinuxError> {
         let shared = Arc::clone(&self.shared);
-        let work = move || {
-            if let Err(cause) = run(&shared) {
-                // Only the first of them says so: the others end with it.
-                if !shared.end() {
-                    (shared.on_failure.0)(&TunnelError::Kernel { dev: shared.dev, cause });
-                }
-            }
-        };
+        let work = move || shared.work(run);
         let thread = std::thread::Builder::new().name(name.clone()).spawn(work);
         self.threads.push(thread.map_err(|error| LinuxError::system(format!("thread {name}"), error))?);
         Ok(())
@@ -198,44 +196,10 @@ impl Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        self.shared.end();
+        _ = self.shared.end();
         for thread in self.threads.drain(..) {
             // One that has panicked has said so.
             _ = thread.join();
-        }
-    }
-}
-
-impl Shared {
-    /// Ends it; says whether it was over already.
-    fn end(&self) -> bool {
-        let was_over = self.is_over.swap(true, Ordering::Relaxed);
-        // It fails only when it is full, and then it is readable.
-        _ = rustix::io::write(&self.over, &1_u64.to_ne_bytes());
-        was_over
-    }
-
-    fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Relaxed)
-    }
-
-    /// Sleeps until one of these, at most two, is ready or it is over; says which are.
-    fn wait<'a>(
-        &'a self,
-        fds: impl IntoIterator<Item = BorrowedFd<'a>>,
-        flags: PollFlags,
-    ) -> Result<[bool; 2], LinuxError> {
-        let mut list: [PollFd<'_>; 3] =
-            std::array::from_fn(|_| PollFd::from_borrowed_fd(self.over.as_fd(), PollFlags::IN));
-        let mut used = 1;
-        for (place, fd) in list[1..].iter_mut().zip(fds) {
-            *place = PollFd::from_borrowed_fd(fd, flags);
-            used += 1;
-        }
-        match poll(&mut list[..used], None) {
-            Ok(_) => Ok([1, 2].map(|n: usize| !list[n].revents().is_empty())),
-            Err(rustix::io::Errno::INTR) => Ok([true; 2]),
-            Err(error) => Err(LinuxError::system(format!("poll of the tunnel on {}", self.dev), error)),
         }
     }
 }
@@ -267,9 +231,4 @@ fn queue(config: &TunnelConfig, n: usize) -> Result<Queue, LinuxError> {
         }
     }
     Ok(Queue { wire: config.wire, tun, receive, send })
-}
-
-/// Whether the kernel says that there is nothing now, or no room.
-fn is_not_now(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock
 }

@@ -7,10 +7,10 @@ use std::time::Instant;
 use loden_core::kernel::tunnel::Wire;
 use loden_linux::LinuxError;
 use loden_linux::datagram::{Inbox, Received};
-use rustix::event::PollFlags;
 
+use super::Queue;
 use super::send::{Bytes, Sender, recycled};
-use super::{Queue, Shared};
+use super::shared::Shared;
 use crate::counters::Cause;
 use crate::engine::{Arrival, Inbound};
 
@@ -73,7 +73,7 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
             engine.clear();
         }
         if !is_ready.iter().take(queue.receive.len()).any(|is_ready| *is_ready) {
-            is_ready = shared.wait(queue.receive.iter().map(|socket| socket.as_fd()), PollFlags::IN)?;
+            is_ready = shared.rest(queue.receive.iter().map(|socket| socket.as_fd()))?;
         }
     }
     Ok(())

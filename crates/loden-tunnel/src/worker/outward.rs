@@ -5,10 +5,10 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use loden_linux::LinuxError;
-use rustix::event::PollFlags;
 
+use super::Queue;
 use super::send::{Bytes, Sender};
-use super::{Queue, Shared};
+use super::shared::Shared;
 use crate::counters::Cause;
 use crate::engine::Outbound;
 use crate::vnet;
@@ -47,7 +47,7 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
             }
         }
         if count == 0 {
-            shared.wait([queue.tun.as_fd()], PollFlags::IN)?;
+            shared.rest([queue.tun.as_fd()])?;
             continue;
         }
         let bytes = Bytes { packets: &memory, headers: engine.headers() };

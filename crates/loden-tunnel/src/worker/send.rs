@@ -11,7 +11,7 @@ use loden_linux::datagram::{Datagrams, Message, Outbox, path_mtu};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-use super::{Shared, is_not_now};
+use super::shared::{Shared, is_not_now};
 use crate::counters::Cause;
 use crate::engine::Picture;
 use crate::group::{Group, Groups, Place, Span};

@@ -498,3 +498,27 @@ fn marked(from: &Host, to: &Host, is_v6: bool) {
         assert_eq!(tos, Some(0xb8 | ecn));
     }
 }
+
+#[test]
+fn a_tunnel_that_is_drained_loses_nothing() {
+    let hosts = two_hosts();
+    let [one, two] = &hosts;
+    for _ in 0..5 {
+        let tunnels = [one.start(WIRE, false, 1), two.start(WIRE, false, 1)];
+        wait_ready(&hosts);
+        let (near, far) =
+            (one.run(|| UdpSocket::bind((pod(1, false), 0))), two.run(|| UdpSocket::bind((pod(2, false), 0))));
+        let (near, far) = (near.expect("socket"), far.expect("socket"));
+        far.set_nonblocking(true).expect("set");
+        for n in 0..100_u8 {
+            near.send_to(&[n; 100], far.local_addr().expect("local")).expect("sent");
+        }
+        for tunnel in tunnels {
+            assert!(tunnel.drain(Duration::from_secs(10)), "all is carried");
+            tunnel.stop();
+        }
+        let mut buffer = [0; 200];
+        let got: Vec<u8> = std::iter::from_fn(|| far.recv(&mut buffer).ok().map(|_| buffer[0])).collect();
+        assert_eq!(got, (0..100).collect::<Vec<u8>>());
+    }
+}
