@@ -5,6 +5,7 @@ mod bandwidth;
 mod cni;
 mod peers;
 mod store;
+pub mod tunnel;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -15,7 +16,7 @@ use crate::shell;
 /// What may be asked for.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Which: peers, cni, bandwidth, agent, store.
+    /// Which: peers, cni, bandwidth, agent, store, tunnel.
     name: String,
     /// Prints each row as JSON.
     #[arg(long)]
@@ -23,6 +24,9 @@ pub struct Options {
     /// Interleaved runs.
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Of the tunnel's: only the cases whose name holds this.
+    #[arg(long)]
+    only: Option<String>,
 }
 
 /// A row: the ratio says how many times better than the peer.
@@ -59,7 +63,8 @@ pub fn run(options: &Options) -> Result<()> {
         "bandwidth" => bandwidth::run(options.runs)?,
         "agent" => agent::run()?,
         "store" => store::run()?,
-        other => bail!("there is no benchmark {other:?}: peers, cni, bandwidth, agent and store are there"),
+        "tunnel" => tunnel::run(options.runs, options.only.as_deref().unwrap_or_default())?,
+        other => bail!("there is no benchmark {other:?}: peers, cni, bandwidth, agent, store and tunnel are there"),
     };
     let mut fallen = Vec::new();
     for row in &rows {
@@ -85,6 +90,7 @@ fn in_release(options: &Options) -> Result<()> {
     if options.json {
         args.push("--json");
     }
+    args.extend(options.only.iter().flat_map(|only| ["--only", only]));
     let status = shell::cargo(&args).status()?;
     if status.success() { Ok(()) } else { bail!("the benchmark ended with {status}") }
 }

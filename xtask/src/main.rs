@@ -59,6 +59,9 @@ enum Chore {
     /// What that one begins with.
     #[command(hide = true)]
     KernelInit,
+    /// What the benchmark of tunnels starts on each host.
+    #[command(hide = true)]
+    TunnelEngine(bench::tunnel::engine::Options),
     /// Random input to all that reads what comes from outside.
     Fuzz(fuzz::Options),
     /// Ten thousand pods that come and go, in a lab of their own: nothing of them may stay.
@@ -94,6 +97,7 @@ fn run(args: Args) -> Result<()> {
         Chore::Kernel => kernel::run(),
         Chore::Kubernetes(options) => kubernetes::run(&options),
         Chore::KernelInit => kernel::init(),
+        Chore::TunnelEngine(options) => bench::tunnel::engine::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Soak(options) => soak::run(&options),
         Chore::Storm(options) => storm::run(&options),

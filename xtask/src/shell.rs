@@ -92,6 +92,15 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Has `ip` or `bridge` carry out commands, one a line.
+pub fn batch(program: &str, lines: &str) -> Result<()> {
+    let mut child =
+        Command::new(program).args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context(program.to_owned())?;
+    child.stdin.take().context("no input")?.write_all(lines.as_bytes())?;
+    let status = child.wait()?;
+    if status.success() { Ok(()) } else { bail!("{program} -batch ended with {status}") }
+}
+
 /// Installs packages of Debian's where they can be installed: as root, with `apt-get`. `why` is said when they cannot.
 pub fn install(packages: &[&str], why: &str) -> Result<()> {
     let names = packages.join(" ");

@@ -46,6 +46,18 @@ impl Datagrams {
         Ok(socket)
     }
 
+    /// From now on each datagram is received by itself, as by a program that knows nothing of runs.
+    ///
+    /// # Errors
+    /// [`LinuxError::System`].
+    pub fn without_gro(mut self) -> Result<Self, LinuxError> {
+        if self.has_gro {
+            sockopt::set(&self.fd, libc::SOL_UDP, libc::UDP_GRO, 0).map_err(|error| self.failed(error))?;
+            self.has_gro = false;
+        }
+        Ok(self)
+    }
+
     /// Opens one for an IP protocol. Of IPv4 whole packets are received, header first; of IPv6 what is behind the headers.
     ///
     /// # Errors

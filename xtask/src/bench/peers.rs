@@ -2,9 +2,7 @@
 //! `bridge -batch`; and one peer more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -139,17 +137,9 @@ fn onlink_form() -> Result<Duration> {
         }
     }
     let began = Instant::now();
-    batch("ip", &ip)?;
-    batch("bridge", &bridge)?;
+    shell::batch("ip", &ip)?;
+    shell::batch("bridge", &bridge)?;
     Ok(began.elapsed())
-}
-
-fn batch(program: &str, lines: &str) -> Result<()> {
-    let mut child =
-        Command::new(program).args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context(program.to_owned())?;
-    child.stdin.take().context("no input")?.write_all(lines.as_bytes())?;
-    let status = child.wait()?;
-    if status.success() { Ok(()) } else { bail!("{program} -batch ended with {status}") }
 }
 
 /// The underlay's interface: one end of a wire whose other end is here as well.

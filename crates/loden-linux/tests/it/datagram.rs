@@ -78,6 +78,15 @@ fn a_batch_arrives_as_it_was_sent() {
                 assert_eq!(kept[3], want(b"", 0, 0));
                 assert_eq!(kept.len(), 4);
             }
+            // Without GRO each comes by itself.
+            let there = there.without_gro().expect("without GRO");
+            assert_eq!(outbox.send(&here, [messages[1]]).count, 1);
+            let kept = receive(&there, &mut inbox, 65_536, 7);
+            assert_eq!(
+                kept.iter().map(|kept| kept.segment).collect::<Vec<_>>(),
+                [[1448; 6].as_slice(), &[1312]].concat()
+            );
+            assert_eq!(kept.iter().flat_map(|kept| kept.bytes.iter().copied()).collect::<Vec<_>>(), long);
             // What has no room is said to be cut.
             assert_eq!(outbox.send(&here, [messages[2]]).count, 1);
             let kept = receive(&there, &mut inbox, 100, 1);
