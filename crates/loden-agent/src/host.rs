@@ -26,9 +26,8 @@ impl Host {
     }
 
     /// The tunnels.
-    #[must_use]
-    pub fn tunnels(&self) -> &Tunnels {
-        &self.tunnels
+    pub fn tunnels(&mut self) -> &mut Tunnels {
+        &mut self.tunnels
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use loden_core::api::{Carried, TunnelPeerStatus, TunnelStatus};
 use loden_core::kernel::tunnel::{Peer, Tunnel};
@@ -14,9 +15,17 @@ use loden_tunnel::counters::{self, PeerCounters};
 use loden_tunnel::peers::{Own, Peers};
 use loden_tunnel::worker::{self, TunnelConfig};
 
+/// By a tunnel, or to a peer, that is taken away nothing is sent any more. What is still on its way is carried before: in the
+/// network, for so long …
+const ON_ITS_WAY: Duration = Duration::from_millis(20);
+/// … and in the queues, within this time.
+const DRAIN: Duration = Duration::from_millis(100);
+
 /// All of them, by their devices.
 pub struct Tunnels {
     running: BTreeMap<IfName, Running>,
+    /// Peers that are taken away, and when they are no longer known.
+    leaving: BTreeMap<(IfName, Prefix), Instant>,
     on_failure: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -32,7 +41,7 @@ impl Tunnels {
     /// None yet.
     #[must_use]
     pub fn new(on_failure: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { running: BTreeMap::new(), on_failure: Arc::new(on_failure) }
+        Self { running: BTreeMap::new(), leaving: BTreeMap::new(), on_failure: Arc::new(on_failure) }
     }
 
     /// Carries out steps that are about tunnels, in the calling thread's namespace.
@@ -44,18 +53,46 @@ impl Tunnels {
             done.map_err(|cause| KernelError { object: step.key.to_string(), errno: 0, cause })
         };
         let results = steps.iter().map(carry_out).collect();
-        // However many peers have come: a tunnel looks at one picture of all of them.
+        self.show(changed);
+        results
+    }
+
+    /// However many peers have come or gone: a tunnel looks at one picture of all of them.
+    fn show(&self, changed: BTreeSet<IfName>) {
         for running in changed.into_iter().filter_map(|dev| self.running.get(&dev)) {
             running.engine.set_peers(&running.picture());
         }
-        results
+    }
+
+    /// When the next peer is to be forgotten.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.leaving.values().min().copied()
+    }
+
+    /// Forgets peers of which nothing is on its way any more.
+    pub fn forget(&mut self, now: Instant) {
+        let gone: Vec<_> = self.leaving.iter().filter(|(_, at)| **at <= now).map(|(key, _)| *key).collect();
+        for (dev, block) in &gone {
+            self.leaving.remove(&(*dev, *block));
+            if let Some(running) = self.running.get_mut(dev) {
+                running.peers.remove(block);
+            }
+        }
+        self.show(gone.into_iter().map(|(dev, _)| dev).collect());
     }
 
     fn carry_out(&mut self, step: &Step) -> Result<(), String> {
         match (step.key, &step.new) {
             (Key::Tunnel(dev), Some(Object::Tunnel(wanted))) if step.verb != Verb::Remove => self.start(dev, wanted),
             (Key::Tunnel(dev), _) => {
-                drop(self.running.remove(&dev));
+                self.leaving.retain(|(of, _), _| *of != dev);
+                if let Some(running) = self.running.remove(&dev) {
+                    std::thread::sleep(ON_ITS_WAY);
+                    if !running.engine.drain(DRAIN) {
+                        tracing::info!(%dev, "the tunnel is stopped with packets on their way in it");
+                    }
+                }
                 Ok(())
             }
             (Key::TunnelPeer(dev, block), new) => {
@@ -64,9 +101,10 @@ impl Tunnels {
                 };
                 match new {
                     Some(Object::TunnelPeer(peer)) if step.verb != Verb::Remove => {
-                        drop(running.peers.insert(block, (**peer).clone()));
+                        self.leaving.remove(&(dev, block));
+                        running.peers.insert(block, (**peer).clone());
                     }
-                    _ => drop(running.peers.remove(&block)),
+                    _ => drop(self.leaving.insert((dev, block), Instant::now() + ON_ITS_WAY + DRAIN)),
                 }
                 Ok(())
             }
@@ -107,7 +145,8 @@ impl Tunnels {
             let peer = |(block, peer): (&Prefix, &Peer)| {
                 (Key::TunnelPeer(*dev, *block), Object::TunnelPeer(Box::new(peer.clone())))
             };
-            seen.extend(running.peers.iter().map(peer));
+            let stays = |(block, _): &(&Prefix, &Peer)| !self.leaving.contains_key(&(*dev, **block));
+            seen.extend(running.peers.iter().filter(stays).map(peer));
         }
     }
 

@@ -137,6 +137,8 @@ struct Loop {
     former: Option<Former>,
     is_underlay_stale: bool,
     blocks: Blocks,
+    /// When peers are to be forgotten by tunnels.
+    tunnels: Option<Instant>,
 }
 
 impl Worker {
@@ -158,6 +160,7 @@ impl Worker {
             former: None,
             is_underlay_stale: true,
             blocks: Blocks::default(),
+            tunnels: None,
         };
         loop {
             if let Ok(mut pulse) = self.pulse.lock() {
@@ -191,7 +194,7 @@ impl Worker {
             earliest.max(since + BREATH)
         });
         let retry = state.retry.map(|(at, _)| at);
-        [gathered, retry, state.reap, state.sweep, state.tables, state.blocks.due()]
+        [gathered, retry, state.reap, state.sweep, state.tables, state.tunnels, state.blocks.due()]
             .into_iter()
             .flatten()
             .fold(state.next_resync, Instant::min)
@@ -291,6 +294,10 @@ impl Worker {
             state.tables = None;
             self.repair_tables(reconciler);
         }
+        if state.tunnels.is_some_and(|at| at <= now) {
+            reconciler.kernel().tunnels().forget(now);
+            state.tunnels = reconciler.kernel().tunnels().due();
+        }
         if state.blocks.due().is_some_and(|at| at <= now) {
             self.look_at_blocks(reconciler, state);
         }
@@ -373,6 +380,7 @@ impl Worker {
 
     /// Tells the cluster, the plugin and the metrics what has been reached.
     fn tell(&mut self, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
+        state.tunnels = reconciler.kernel().tunnels().due();
         self.serve_pods(reconciler, state);
         let (writes, repairs, _) = reconciler.counts();
         for (family, counts) in [(&self.metrics.writes, writes), (&self.metrics.repairs, repairs)] {
