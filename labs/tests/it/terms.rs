@@ -74,16 +74,16 @@ impl Scene {
 
 /// A program whose wall clock is what a file says, and no other clock (Debian: package faketime).
 struct Faked {
-    library: PathBuf,
+    preload: PathBuf,
     file: PathBuf,
 }
 
 impl Faked {
     fn new(lab: &Lab) -> Self {
-        let library = fs::read_dir("/usr/lib").expect("read").flatten();
-        let library = library.map(|dir| dir.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists());
+        let preload = fs::read_dir("/usr/lib").expect("read").flatten();
+        let preload = preload.map(|dir| dir.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists());
         let faked =
-            Self { library: library.expect("libfaketime is not installed"), file: lab.dir().join("wall-clock") };
+            Self { preload: preload.expect("libfaketime is not installed"), file: lab.dir().join("wall-clock") };
         faked.step("+0d");
         faked
     }
@@ -93,7 +93,7 @@ impl Faked {
     }
 
     fn complete(&self, command: &mut Command) {
-        command.env("LD_PRELOAD", &self.library).env("FAKETIME_TIMESTAMP_FILE", &self.file);
+        command.env("LD_PRELOAD", &self.preload).env("FAKETIME_TIMESTAMP_FILE", &self.file);
         for setting in ["FAKETIME_NO_CACHE", "FAKETIME_DONT_FAKE_MONOTONIC", "NO_FAKE_STAT"] {
             command.env(setting, "1");
         }
