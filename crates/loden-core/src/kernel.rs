@@ -187,6 +187,9 @@ pub enum DeviceSysctl {
     /// `net/ipv4/conf/DEV/rp_filter`: loose (2) on a VTEP device, since a peer may still send by the old backend during a
     /// switch; strict (1) on a routed pod's.
     RpFilter,
+    /// `net/ipv4/conf/DEV/accept_local`: on an engine's device, which answers senders from the device's own address (fragmentation
+    /// needed, time exceeded): without it the kernel takes such an answer for forged.
+    AcceptLocal,
     /// `net/ipv4/conf/DEV/proxy_arp`: whether ARP is answered for what is reached by another device.
     ProxyArp,
     /// `net/ipv4/neigh/DEV/proxy_delay`: how long at most such an answer waits, in the kernel's ticks.
@@ -197,11 +200,12 @@ pub enum DeviceSysctl {
 }
 
 impl DeviceSysctl {
-    /// Whether packets go their way without it: it guards against router advertisements or forged sources, or saves time.
+    /// Whether packets go their way without it: it guards against router advertisements or forged sources, saves time, or is for the
+    /// answers to those that do not.
     #[must_use]
     pub fn is_guard(self) -> bool {
         match self {
-            Self::AcceptRa | Self::AcceptDad | Self::RpFilter | Self::ProxyDelay => true,
+            Self::AcceptRa | Self::AcceptDad | Self::RpFilter | Self::AcceptLocal | Self::ProxyDelay => true,
             Self::ProxyArp | Self::RouteLocalnet => false,
         }
     }
@@ -213,6 +217,7 @@ impl DeviceSysctl {
             Self::AcceptRa => ("ipv6/conf", "accept_ra"),
             Self::AcceptDad => ("ipv6/conf", "accept_dad"),
             Self::RpFilter => ("ipv4/conf", "rp_filter"),
+            Self::AcceptLocal => ("ipv4/conf", "accept_local"),
             Self::ProxyArp => ("ipv4/conf", "proxy_arp"),
             Self::ProxyDelay => ("ipv4/neigh", "proxy_delay"),
             Self::RouteLocalnet => ("ipv4/conf", "route_localnet"),

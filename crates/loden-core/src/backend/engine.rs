@@ -12,6 +12,7 @@ use crate::model::{Block, IfName, Node, PerFamily, Prefix};
 /// The TUN device, its engine, and the route of the whole pool.
 pub(super) fn host(cx: &Context<'_>, dev: IfName, wire: Wire, mtu: u32, out: &mut Wishes) {
     device(cx, dev, LinkKind::Tun, mtu, out);
+    out.want(Key::DeviceSysctl(dev, DeviceSysctl::AcceptLocal), Object::Sysctl(1), "answers of the tunnel engine");
     let mut local = PerFamily::default();
     let of_wire = underlays(cx).filter(|(family, _)| wire.has_outer(*family));
     of_wire.for_each(|(family, addr)| local.set(family, addr));
