@@ -134,6 +134,8 @@ pub struct Counters {
     pub peers: BTreeMap<NodeName, PeerCounters>,
     /// What no peer has to do with.
     pub others: PeerCounters,
+    /// The kernel's words for the last packet that it would not send or the device would not take.
+    pub last_refusal: Option<String>,
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ impl Tunnel {
     /// What was carried and dropped until now.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.shared.board.counters()
+        Counters { last_refusal: self.shared.last_refusal(), ..self.shared.board.counters() }
     }
 
     /// What the kernel does for it.

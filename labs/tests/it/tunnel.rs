@@ -1,5 +1,9 @@
 //! Tunnels that the agent runs itself: bare packets in UDP, and IPIP where the kernel has no device for it.
 
+use std::net::{IpAddr, UdpSocket};
+
+use loden_core::model::Family;
+use loden_linux::datagram::{Datagrams, Inbox};
 use rustix::process::Signal;
 
 use crate::support::{POOLS, SEGMENT, all_pods_reach, all_reach, hosts, number, say, stop, streams, up, wait_for};
@@ -30,6 +34,26 @@ fn by_udp_over_ipv6_alone() {
     all_pods_reach(&lab);
     let status = lab.agent("host1").expect("an agent").status().expect("a status");
     assert_eq!(status.mtu_pod, Some(1452));
+}
+
+#[test]
+fn a_pod_is_told_that_nobody_has_an_address() {
+    let lab = up("udp-told", &[SEGMENT, &hosts(2, ""), &pools("udp", "udp")].concat());
+    let pod = lab.pods().first().expect("a pod");
+    // ICMP and ICMPv6, and how they say that there is no route. Of IPv4 the header is received, too.
+    for (nobody, protocol, header, said) in [("10.244.250.1", 1, 20, [3, 0]), ("fd00:10:244:fa::1", 58, 0, [1, 0])] {
+        let nobody: IpAddr = nobody.parse().expect("an address");
+        let own = pod.addresses.get(Family::of(nobody)).expect("an address");
+        let open = || (Datagrams::raw(own, protocol), UdpSocket::bind((own, 0)));
+        let (icmp, udp) = lab.netns(&pod.name).expect("its namespace").run(open).expect("entered");
+        let (icmp, udp) = (icmp.expect("a raw socket"), udp.expect("a socket"));
+        let (mut inbox, mut bytes) = (Inbox::default(), vec![0; 16 * 2000]);
+        wait_for("an answer", || {
+            udp.send_to(b"x", (nobody, 9)).expect("sent");
+            let received = inbox.receive(&icmp, &mut bytes, 2000).expect("received").len();
+            (0..received).any(|n| bytes[n * 2000 + header..][..2] == said)
+        });
+    }
 }
 
 #[test]

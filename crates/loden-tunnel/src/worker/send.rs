@@ -1,6 +1,7 @@
 //! Groups to the wire: many by one call, and what the kernel refuses in one piece once more in its parts.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -119,6 +120,7 @@ impl Sender {
         let is_of_size =
             Errno::from_io_error(error).is_some_and(|errno| [Errno::MSGSIZE, Errno::INVAL, Errno::IO].contains(&errno));
         if !is_of_size {
+            shared.refused(refusal(to, error));
             lost(picture, group, Cause::Unsendable);
             return Ok(());
         }
@@ -142,13 +144,21 @@ impl Sender {
                             too_big.push(TooBig { packet, mtu: mtu.saturating_sub(overhead) });
                         }
                     }
-                    Some(_) => cells.dropped(Cause::Unsendable),
+                    Some(error) => {
+                        shared.refused(refusal(to, &error));
+                        cells.dropped(Cause::Unsendable);
+                    }
                 }
                 break;
             }
         }
         Ok(())
     }
+}
+
+fn refusal(to: SocketAddr, error: &io::Error) -> LinuxError {
+    let cause = Errno::from_io_error(error).unwrap_or(Errno::IO);
+    LinuxError::system(format!("send to {to}"), cause)
 }
 
 fn lost(picture: &Picture, group: &Group, cause: Cause) {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use loden_core::model::IfName;
 use loden_linux::LinuxError;
@@ -25,6 +26,7 @@ pub(super) struct Shared {
     /// Readable when it is over: wakes those that sleep.
     over: OwnedFd,
     on_failure: OnFailure,
+    last_refusal: Mutex<Option<LinuxError>>,
 }
 
 impl fmt::Debug for Shared {
@@ -38,7 +40,15 @@ impl Shared {
     pub(super) fn new(dev: IfName, board: Board, threads: usize, on_failure: OnFailure) -> Result<Self, LinuxError> {
         let over = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let over = over.map_err(|error| LinuxError::system("eventfd", error))?;
-        Ok(Self { dev, board, is_over: AtomicBool::new(false), awake: AtomicUsize::new(threads), over, on_failure })
+        Ok(Self {
+            dev,
+            board,
+            is_over: AtomicBool::new(false),
+            awake: AtomicUsize::new(threads),
+            over,
+            on_failure,
+            last_refusal: Mutex::new(None),
+        })
     }
 
     /// Runs a thread's work, and says so when it ends in a failure.
@@ -57,6 +67,15 @@ impl Shared {
         // It fails only when it is full, and then it is readable.
         _ = rustix::io::write(&self.over, &1_u64.to_ne_bytes());
         was_over
+    }
+
+    /// Keeps what the kernel has said of a packet that it refused.
+    pub(super) fn refused(&self, error: LinuxError) {
+        *self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    pub(super) fn last_refusal(&self) -> Option<String> {
+        self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(ToString::to_string)
     }
 
     pub(super) fn is_over(&self) -> bool {

@@ -306,6 +306,17 @@ fn senders_are_told_what_has_no_way() {
     let (_, _, dropped) = all_of(&tunnels[0].counters());
     assert_eq!((dropped[&Cause::NoRoute] >= 1, dropped[&Cause::HopsSpent]), (true, 1));
 
+    // Nobody has that host's address any more: the kernel's words are kept.
+    assert_eq!(tunnels[0].counters().last_refusal, None);
+    one.run(|| apply(|w| link::set_up(w, name("eth0"), false)));
+    pod_socket.send_to(b"x", (pod(2, false), 9)).expect("sent");
+    wait_for(|| tunnels[0].counters().last_refusal.is_some());
+    let words = tunnels[0].counters().last_refusal.expect("words");
+    assert!(words.starts_with("send to 192.168.7.2:8285: Network is unreachable"), "{words}");
+    assert!(all_of(&tunnels[0].counters()).2[&Cause::Unsendable] >= 1);
+    one.run(|| apply(|w| link::set_up(w, name("eth0"), true)));
+    one.wait_for_carrier("eth0");
+
     // The way has become narrower than the tunnel was made for.
     pod_socket.set_ttl(64).expect("ttl");
     one.run(|| apply(|w| link::set_mtu(w, name("eth0"), 1400)));
