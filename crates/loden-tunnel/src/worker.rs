@@ -11,6 +11,8 @@ use loden_core::kernel::tunnel::Wire;
 use loden_core::model::{Family, IfName, PerFamily};
 use loden_linux::LinuxError;
 use loden_linux::datagram::Datagrams;
+use loden_linux::netlink::{Protocol, Socket};
+use loden_linux::rt::link;
 use loden_linux::tun::Tun;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -28,8 +30,10 @@ use shared::Shared;
 /// The protocol number of IPv4 within IP.
 const IPIP: u8 = 4;
 
-/// How long to let the threads work before looking again whether they are done.
-const DRAIN_PAUSE: Duration = Duration::from_millis(1);
+/// How long to wait before looking again whether something has come to pass.
+const PAUSE: Duration = Duration::from_millis(1);
+/// How long the kernel is given to see a carrier.
+const MOST_FOR_CARRIER: Duration = Duration::from_millis(500);
 
 /// What can go wrong with a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -130,6 +134,7 @@ impl Tunnel {
                 .spawn(format!("tun-in-{n}"), move |shared| inward::run(shared, &other, 2 * n + 1))
                 .map_err(failed)?;
         }
+        wait_for_carrier(dev).map_err(failed)?;
         Ok(tunnel)
     }
 
@@ -163,7 +168,7 @@ impl Tunnel {
             if Instant::now() >= deadline || self.shared.is_over() {
                 return false;
             }
-            std::thread::sleep(DRAIN_PAUSE);
+            std::thread::sleep(PAUSE);
         }
     }
 
@@ -202,6 +207,19 @@ impl Drop for Tunnel {
             _ = thread.join();
         }
     }
+}
+
+/// A device has a carrier by those who read from it, but the kernel is late to see that, and drops what is sent until then
+/// (net/core/link_watch.c): nothing should be led there before. A device that is down waits for somebody to set it up.
+fn wait_for_carrier(dev: IfName) -> Result<(), LinuxError> {
+    let mut socket = Socket::open(Protocol::Route)?;
+    let deadline = Instant::now() + MOST_FOR_CARRIER;
+    while link::read(&mut socket, dev)?.is_some_and(|seen| seen.link.up && !seen.is_running)
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
 }
 
 fn queue(config: &TunnelConfig, n: usize) -> Result<Queue, LinuxError> {

@@ -167,11 +167,6 @@ fn wait_for(mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until both devices have a carrier, which they have by those who read from them.
-fn wait_ready(hosts: &[Host; 2]) {
-    hosts.iter().for_each(|host| host.wait_for_carrier("flannel0"));
-}
-
 /// Bytes that are not the same at any two places near each other.
 fn byte(n: usize) -> u8 {
     (n ^ n >> 8 ^ n >> 16).to_le_bytes()[0].wrapping_mul(31)
@@ -238,7 +233,6 @@ fn pods_reach_each_other_by_udp_over_either_family() {
     let [one, two] = &hosts;
     for is_v6_outside in [false, true] {
         let tunnels = [one.start(WIRE, is_v6_outside, 1), two.start(WIRE, is_v6_outside, 1)];
-        wait_ready(&hosts);
         for is_v6 in [false, true] {
             // One that is cut into fragments, too.
             datagrams(one, two, is_v6, &[0, 1, 63, 64, 1000, MTU as usize - 48, 5000, 60_000]);
@@ -263,7 +257,6 @@ fn pods_reach_each_other_by_ipip_and_by_many_queues() {
     let [one, two] = &hosts;
     for (wire, queues, families) in [(Wire::Ipip, 1, &[false][..]), (WIRE, 3, &[false, true])] {
         let tunnels = [one.start(wire, false, queues), two.start(wire, false, queues)];
-        wait_ready(&hosts);
         for is_v6 in families {
             datagrams(one, two, *is_v6, &[0, 1, 1000, 5000]);
             for _ in 0..3 {
@@ -280,7 +273,6 @@ fn senders_are_told_what_has_no_way() {
     let hosts = two_hosts();
     let [one, two] = &hosts;
     let tunnels = [one.start(WIRE, false, 1), two.start(WIRE, false, 1)];
-    wait_ready(&hosts);
     let listen = |host: &Host| host.run(|| Datagrams::raw(pod(host.number, false), 1)).expect("a raw socket");
     let heard = |socket: &Datagrams| {
         let (mut inbox, mut memory) = (Inbox::default(), vec![0; 2000]);
@@ -330,7 +322,6 @@ fn what_a_stranger_sends_does_not_come_in() {
     let hosts = two_hosts();
     let [one, two] = &hosts;
     let tunnel = one.start(WIRE, false, 1);
-    one.wait_for_carrier("flannel0");
     let victim = one.run(|| UdpSocket::bind((pod(1, false), 53))).expect("socket");
     victim.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit");
     let outside = |addr: SocketAddr| two.run(|| UdpSocket::bind(addr)).expect("socket");
@@ -365,7 +356,6 @@ fn a_restart_pauses_a_connection_and_no_more() {
     let hosts = two_hosts();
     let [one, two] = &hosts;
     let mut tunnels = vec![one.start(WIRE, false, 1), two.start(WIRE, false, 1)];
-    wait_ready(&hosts);
     let listener = two.run(|| TcpListener::bind((pod(2, false), 0))).expect("listener");
     let addr = listener.local_addr().expect("its address");
     let mut near = one.run(|| TcpStream::connect_timeout(&addr, Duration::from_secs(5))).expect("a connection");
@@ -398,7 +388,6 @@ fn datagrams_that_come_one_by_one_stay_in_order() {
     let hosts = two_hosts();
     let [one, two] = &hosts;
     let tunnels = [one.start(WIRE, false, 1), two.start(WIRE, false, 1)];
-    wait_ready(&hosts);
     let abilities = tunnels[0].abilities();
     assert!(abilities.segmentation && abilities.gro && abilities.uso, "{abilities:?}");
     // As a host sends them that knows nothing of groups.
@@ -453,7 +442,6 @@ fn every_datagram_on_the_wire_is_one_packet_that_fits() {
         });
     }
     let tunnels = [one.start(WIRE, false, 1), two.start(WIRE, false, 1)];
-    wait_ready(&hosts);
     let capture = two.run(|| PacketSocket::open_on(name("eth0"), packet::IPV4)).expect("capture");
     let is_over = AtomicBool::new(false);
     let marks = std::thread::scope(|scope| {
@@ -516,7 +504,6 @@ fn a_tunnel_that_is_drained_loses_nothing() {
     let [one, two] = &hosts;
     for _ in 0..5 {
         let tunnels = [one.start(WIRE, false, 1), two.start(WIRE, false, 1)];
-        wait_ready(&hosts);
         let (near, far) =
             (one.run(|| UdpSocket::bind((pod(1, false), 0))), two.run(|| UdpSocket::bind((pod(2, false), 0))));
         let (near, far) = (near.expect("socket"), far.expect("socket"));
