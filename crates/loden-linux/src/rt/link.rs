@@ -1,13 +1,15 @@
 //! Links as messages: made in one, changed in place setting by setting.
 
+mod kind;
+
 use std::os::fd::{AsFd, AsRawFd};
 
 use loden_core::kernel::LINK_GROUP;
-use loden_core::kernel::link::{Bridge, Ipip, Link, LinkKind, Port, Vxlan};
-use loden_core::model::{IfName, Mac, Vni};
+use loden_core::kernel::link::{Link, LinkKind, Port};
+use loden_core::model::{IfName, Mac};
 
 use crate::error::LinuxError;
-use crate::netlink::attr::{Attrs, Writer, ip, mac, text, u16_at, u32_at};
+use crate::netlink::attr::{Attrs, Writer, mac, text, u32_at};
 use crate::netlink::socket::{CREATE, DUMP, EXCL, Socket};
 
 /// `RTM_NEWLINK`.
@@ -52,29 +54,7 @@ pub mod ifla {
     pub const BRPORT_MODE: u16 = 4;
     pub const BRPORT_ISOLATED: u16 = 33;
     pub const INET6_ADDR_GEN_MODE: u16 = 8;
-    pub const BR_VLAN_FILTERING: u16 = 7;
     pub const BR_MCAST_SNOOPING: u16 = 23;
-    pub const VXLAN_ID: u16 = 1;
-    pub const VXLAN_GROUP: u16 = 2;
-    pub const VXLAN_LINK: u16 = 3;
-    pub const VXLAN_LOCAL: u16 = 4;
-    pub const VXLAN_LEARNING: u16 = 7;
-    pub const VXLAN_LIMIT: u16 = 9;
-    pub const VXLAN_PROXY: u16 = 11;
-    pub const VXLAN_L2MISS: u16 = 13;
-    pub const VXLAN_L3MISS: u16 = 14;
-    pub const VXLAN_PORT: u16 = 15;
-    pub const VXLAN_GROUP6: u16 = 16;
-    pub const VXLAN_LOCAL6: u16 = 17;
-    pub const VXLAN_GBP: u16 = 23;
-    pub const IPTUN_LINK: u16 = 1;
-    pub const IPTUN_LOCAL: u16 = 2;
-    pub const IPTUN_REMOTE: u16 = 3;
-    pub const TUN_TYPE: u16 = 3;
-    pub const TUN_PI: u16 = 4;
-    pub const TUN_VNET_HDR: u16 = 5;
-    pub const TUN_PERSIST: u16 = 6;
-    pub const TUN_MULTI_QUEUE: u16 = 7;
 }
 
 /// A link as the kernel reports it; names of other links are still numbers.
@@ -134,7 +114,7 @@ pub fn create(w: &mut Writer, name: IfName, link: &Link, underlay: Option<u32>, 
     if let Some(master) = master {
         w.u32(ifla::MASTER, master);
     }
-    kind(w, &link.kind, underlay, None);
+    kind::write(w, &link.kind, underlay, None);
     w.end();
 }
 
@@ -367,7 +347,7 @@ pub fn change(w: &mut Writer, name: IfName, new: &Link, old: &Link, underlay: Op
         w.begin(NEW, 0);
         w.raw(&info(0, 0, 0));
         w.text(ifla::IFNAME, name.as_str());
-        kind(w, &new.kind, underlay, Some(&old.kind));
+        kind::write(w, &new.kind, underlay, Some(&old.kind));
         w.end();
     }
     w.begin(SET, 0);
@@ -416,66 +396,6 @@ pub fn delete(w: &mut Writer, name: IfName) {
     w.end();
 }
 
-/// `IFLA_LINKINFO`. A living VXLAN device takes no port, GBP or VNI (`vxlan_nl2conf`, drivers/net/vxlan/vxlan_core.c).
-fn kind(w: &mut Writer, kind: &LinkKind, underlay: Option<u32>, old: Option<&LinkKind>) {
-    let info = w.nest(ifla::LINKINFO);
-    w.text(ifla::INFO_KIND, kind.name());
-    match kind {
-        LinkKind::Vxlan(vxlan) => {
-            let data = w.nest(ifla::INFO_DATA);
-            if old.is_none() {
-                w.u32(ifla::VXLAN_ID, vxlan.vni.get());
-                w.be16(ifla::VXLAN_PORT, vxlan.port);
-                if vxlan.gbp {
-                    w.flag(ifla::VXLAN_GBP);
-                }
-                if vxlan.reports_misses {
-                    for attr in [ifla::VXLAN_PROXY, ifla::VXLAN_L2MISS, ifla::VXLAN_L3MISS] {
-                        w.u8(attr, 1);
-                    }
-                }
-                if vxlan.most_entries != 0 {
-                    w.u32(ifla::VXLAN_LIMIT, vxlan.most_entries);
-                }
-            }
-            if let Some(group) = vxlan.group {
-                w.ip(if group.is_ipv4() { ifla::VXLAN_GROUP } else { ifla::VXLAN_GROUP6 }, group);
-            }
-            if let Some(underlay) = underlay {
-                w.u32(ifla::VXLAN_LINK, underlay);
-            }
-            if let Some(local) = vxlan.local {
-                w.ip(if local.is_ipv4() { ifla::VXLAN_LOCAL } else { ifla::VXLAN_LOCAL6 }, local);
-            }
-            w.u8(ifla::VXLAN_LEARNING, vxlan.learning.into());
-            w.close(data);
-        }
-        LinkKind::Bridge(bridge) => {
-            let data = w.nest(ifla::INFO_DATA);
-            w.u8(ifla::BR_MCAST_SNOOPING, bridge.mcast_snooping.into());
-            // A kernel without it refuses the attribute whatever it says (`br_vlan_filter_toggle`, net/bridge/br_private.h).
-            let was = matches!(old, Some(LinkKind::Bridge(old)) if old.vlan_filtering);
-            if bridge.vlan_filtering != was {
-                w.u8(ifla::BR_VLAN_FILTERING, bridge.vlan_filtering.into());
-            }
-            w.close(data);
-        }
-        LinkKind::Ipip(ipip) => {
-            let data = w.nest(ifla::INFO_DATA);
-            if let Some(underlay) = underlay {
-                w.u32(ifla::IPTUN_LINK, underlay);
-            }
-            if let Some(local) = ipip.local {
-                w.ip(ifla::IPTUN_LOCAL, local);
-            }
-            w.close(data);
-        }
-        // A TUN device is made by its file ([`crate::tun`]), and a living one takes nothing here.
-        LinkKind::Tun | LinkKind::Veth { .. } | LinkKind::Other(_) => {}
-    }
-    w.close(info);
-}
-
 /// Reads a link from the payload of `RTM_NEWLINK` or `RTM_DELLINK`.
 #[must_use]
 pub fn parse(payload: &[u8]) -> Option<Seen> {
@@ -488,7 +408,7 @@ pub fn parse(payload: &[u8]) -> Option<Seen> {
     let number = |kind| attrs.find(kind).and_then(|bytes| u32_at(bytes, 0));
     let info = attrs.find(ifla::LINKINFO).map(Attrs::new);
     let port = info.map(parse_port).unwrap_or_default();
-    let (kind, underlay) = parse_kind(info);
+    let (kind, underlay) = kind::parse(info);
     let flags = u32_at(payload, 8)?;
     let link = Link {
         kind,
@@ -520,65 +440,6 @@ fn parse_port(info: Attrs<'_>) -> Port {
     let data = info.find(ifla::INFO_SLAVE_DATA).map(Attrs::new).unwrap_or(Attrs::new(&[]));
     let is_set = |kind| data.find(kind).and_then(|bytes| bytes.first()) == Some(&1);
     Port { hairpin: is_set(ifla::BRPORT_MODE), isolated: is_set(ifla::BRPORT_ISOLATED) }
-}
-
-fn parse_kind(info: Option<Attrs<'_>>) -> (LinkKind, Option<u32>) {
-    let Some(info) = info else { return (LinkKind::Other(String::new()), None) };
-    let data = info.find(ifla::INFO_DATA).map(Attrs::new).unwrap_or(Attrs::new(&[]));
-    let number = |kind| data.find(kind).and_then(|bytes| u32_at(bytes, 0));
-    let byte = |kind| data.find(kind).and_then(|bytes| bytes.first().copied());
-    match info.find(ifla::INFO_KIND).and_then(text).unwrap_or_default() {
-        "vxlan" => {
-            let Some(vni) = number(ifla::VXLAN_ID).and_then(|vni| Vni::new(vni).ok()) else {
-                return (LinkKind::Other("vxlan without a VNI of its own".to_owned()), None);
-            };
-            let port = data.find(ifla::VXLAN_PORT).and_then(|b| u16_at(b, 0)).map_or(0, u16::from_be);
-            let vxlan = Vxlan {
-                vni,
-                underlay: None,
-                local: data
-                    .find(ifla::VXLAN_LOCAL)
-                    .or_else(|| data.find(ifla::VXLAN_LOCAL6))
-                    .and_then(ip)
-                    .filter(|addr| !addr.is_unspecified()),
-                port,
-                learning: byte(ifla::VXLAN_LEARNING) == Some(1),
-                gbp: data.find(ifla::VXLAN_GBP).is_some(),
-                group: data
-                    .find(ifla::VXLAN_GROUP)
-                    .or_else(|| data.find(ifla::VXLAN_GROUP6))
-                    .and_then(ip)
-                    .filter(|addr| addr.is_multicast()),
-                reports_misses: [ifla::VXLAN_PROXY, ifla::VXLAN_L2MISS, ifla::VXLAN_L3MISS].map(byte) == [Some(1); 3],
-                most_entries: number(ifla::VXLAN_LIMIT).unwrap_or(0),
-            };
-            (LinkKind::Vxlan(vxlan), number(ifla::VXLAN_LINK).filter(|index| *index != 0))
-        }
-        "bridge" => {
-            let is_set = |kind| byte(kind) == Some(1);
-            let (snooping, filtering) = (is_set(ifla::BR_MCAST_SNOOPING), is_set(ifla::BR_VLAN_FILTERING));
-            (LinkKind::Bridge(Bridge { mcast_snooping: snooping, vlan_filtering: filtering }), None)
-        }
-        "ipip" => {
-            let addr = |kind| data.find(kind).and_then(ip).filter(|addr| !addr.is_unspecified());
-            let underlay = number(ifla::IPTUN_LINK).filter(|index| *index != 0);
-            match addr(ifla::IPTUN_REMOTE) {
-                Some(remote) => (LinkKind::Other(format!("ipip to {remote} alone")), None),
-                None => (LinkKind::Ipip(Ipip { underlay: None, local: addr(ifla::IPTUN_LOCAL) }), underlay),
-            }
-        }
-        "tun" => {
-            let is_on = |kind| byte(kind) == Some(1);
-            let has_all = [ifla::TUN_TYPE, ifla::TUN_VNET_HDR, ifla::TUN_PERSIST, ifla::TUN_MULTI_QUEUE].map(is_on);
-            if has_all == [true; 4] && !is_on(ifla::TUN_PI) {
-                (LinkKind::Tun, None)
-            } else {
-                (LinkKind::Other("tun of one queue, or without a header, or a running program's".to_owned()), None)
-            }
-        }
-        "veth" => (LinkKind::Veth { pod: None }, None),
-        other => (LinkKind::Other(other.to_owned()), None),
-    }
 }
 
 impl Seen {
