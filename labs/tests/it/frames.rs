@@ -37,15 +37,26 @@ pub fn read(frame: &[u8]) -> Option<Said> {
     let inner = frame.get(14..)?;
     let what = match u16_at(frame, 12)? {
         ARP => arp(inner)?,
-        IPV4 => datagram(v4(inner, 12)?, v4(inner, 16)?, *inner.get(8)?, *inner.get(9)?, inner.get(20..)?)?,
-        IPV6 => {
-            let (from, to, payload) = (v6(inner, 8)?, v6(inner, 24)?, inner.get(40..)?);
-            let (next, hops) = (*inner.get(6)?, *inner.get(7)?);
-            if next == ICMPV6 { neighbour(from, payload)? } else { datagram(from, to, hops, next, payload)? }
-        }
+        IPV4 | IPV6 => read_packet(inner)?,
         _ => return None,
     };
     Some(Said { from: mac(frame, 6)?, to: mac(frame, 0)?, what })
+}
+
+/// Reads a packet, which has no frame on a TUN device and in a tunnel of bare packets.
+pub fn read_packet(packet: &[u8]) -> Option<What> {
+    if packet.first()? >> 4 == 4 {
+        return datagram(v4(packet, 12)?, v4(packet, 16)?, *packet.get(8)?, *packet.get(9)?, packet.get(20..)?);
+    }
+    let (from, to, payload) = (v6(packet, 8)?, v6(packet, 24)?, packet.get(40..)?);
+    let (next, hops) = (*packet.get(6)?, *packet.get(7)?);
+    if next == ICMPV6 { neighbour(from, payload) } else { datagram(from, to, hops, next, payload) }
+}
+
+/// What is in the datagram that a frame carries.
+pub fn payload(frame: &[u8]) -> Option<&[u8]> {
+    let header = if u16_at(frame, 12)? == IPV4 { 20 } else { 40 };
+    frame.get(14 + header + 8..)
 }
 
 fn arp(packet: &[u8]) -> Option<What> {

@@ -4,11 +4,10 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use loden_core::model::Mac;
 use loden_lab::Lab;
 
 use crate::frames::{ipv4_datagram, vxlan};
-use crate::support::{Guard, SEGMENT, hosts, up};
+use crate::support::{Guard, SEGMENT, hosts, mac_of, up};
 
 /// Nobody else sends to it.
 const PORT: u16 = 4747;
@@ -54,21 +53,11 @@ fn arrives(lab: &Lab, from: &str, host: &str, tunnel_port: u16, packet: &[u8]) -
     }
 }
 
-/// The Ethernet address of a host's VTEP.
-fn vtep(lab: &Lab, host: &str) -> Mac {
-    use loden_linux::netlink::{Protocol, Socket};
-    let read = || {
-        let mut socket = Socket::open(Protocol::Route).expect("a socket");
-        loden_linux::rt::link::read(&mut socket, "flannel.1".parse().expect("name")).expect("asked").expect("there")
-    };
-    lab.netns(host).expect("netns").run(read).expect("a thread").link.mac.expect("an address")
-}
-
 #[test]
 fn vxlan_of_strangers_and_of_pods_is_dropped() {
     let lab = lab("guard", "vxlan", "");
     let to_pod1 = |inner_from: Ipv4Addr| {
-        vxlan(1, vtep(&lab, "host1"), &ipv4_datagram(inner_from, pod(&lab, "host1-pod1"), PORT, b"in"))
+        vxlan(1, mac_of(&lab, "host1", "flannel.1"), &ipv4_datagram(inner_from, pod(&lab, "host1-pod1"), PORT, b"in"))
     };
     let from_pod2 = to_pod1(pod(&lab, "host2-pod1"));
     assert!(arrives(&lab, "host2", "host1", 8472, &from_pod2), "a known host's is a packet like any other");
@@ -84,7 +73,7 @@ fn vxlan_of_strangers_and_of_pods_is_dropped() {
 fn without_the_guard_they_are_not() {
     let lab = lab("no-guard", "vxlan", "agent = { tunnel_guard = false }");
     let packet = ipv4_datagram(pod(&lab, "host2-pod1"), pod(&lab, "host1-pod1"), PORT, b"in");
-    assert!(arrives(&lab, "stranger", "host1", 8472, &vxlan(1, vtep(&lab, "host1"), &packet)));
+    assert!(arrives(&lab, "stranger", "host1", 8472, &vxlan(1, mac_of(&lab, "host1", "flannel.1"), &packet)));
 }
 
 #[test]

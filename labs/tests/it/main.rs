@@ -26,3 +26,4 @@ mod takeover;
 mod terms;
 mod tunnel;
 mod walk;
+mod walk_udp;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use loden_core::model::Mac;
 use loden_lab::lab::Binaries;
 use loden_lab::probe::reach;
 use loden_lab::probe::stream::Stream;
@@ -122,6 +123,14 @@ pub fn number(lab: &Lab, host: &str, dev: &str) -> Option<u32> {
     let name = dev.parse().expect("an interface's name");
     let ask = || link::number_of(&Socket::open(Protocol::Route)?, name);
     lab.netns(host).expect("netns").run(ask).expect("a thread").expect("a number or none")
+}
+
+/// The Ethernet address of a link.
+pub fn mac_of(lab: &Lab, place: &str, dev: &str) -> Mac {
+    let name = dev.parse().expect("an interface's name");
+    let read = || link::read(&mut Socket::open(Protocol::Route)?, name);
+    let seen = lab.netns(place).expect("netns").run(read).expect("a thread").expect("asked").expect("it is there");
+    seen.link.mac.expect("an Ethernet address")
 }
 
 pub fn say(text: &str) {
