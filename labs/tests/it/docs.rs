@@ -8,11 +8,12 @@ use loden_core::config::node::NodeConfig;
 
 use crate::support::binaries;
 
-const PAGES: [&str; 11] = [
+const PAGES: [&str; 12] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "docs/src/attachments.md",
+    "docs/src/backends.md",
     "docs/src/datastores.md",
     "docs/src/flannel.md",
     "docs/src/introduction.md",
