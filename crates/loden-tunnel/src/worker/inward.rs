@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use loden_core::kernel::tunnel::Wire;
@@ -38,14 +39,15 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
         if round % ASK_ALL == 0 {
             is_ready = [true; 2];
         }
-        if let Some(picture) = shared.board.newer(thread, &mut seen) {
-            engine.look_at(picture);
-        }
         for (socket, is_ready) in queue.receive.iter().zip(&mut is_ready).filter(|(_, is_ready)| **is_ready) {
             let received = inbox.receive(socket, &mut memory, ROOM)?;
             if received.is_empty() {
                 *is_ready = false;
                 continue;
+            }
+            // Behind the call: they may come because of another picture.
+            if let Some(picture) = shared.board.newer(thread, &mut seen) {
+                engine.look_at(picture);
             }
             let now = began.elapsed();
             for (n, message) in received.iter().enumerate() {
@@ -54,21 +56,22 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
                     None => engine.picture().nobody.dropped(Cause::Malformed),
                 }
             }
-            let mut refused = 0;
+            let picture = Arc::clone(engine.picture());
             for slot in engine.packets(&mut memory) {
                 let header = slot.vnet.to_bytes();
                 let mut list = recycled(std::mem::take(&mut parts));
                 list.push(IoSlice::new(&header));
                 let bytes = Bytes { packets: &memory, headers: &[] };
                 list.extend(slot.spans.iter().map(|span| IoSlice::new(bytes.of(span))));
-                refused += usize::from(queue.tun.write(&list).is_err());
+                if let Err(error) = queue.tun.write(&list) {
+                    shared.refused(error);
+                    picture.nobody.dropped(Cause::Undeliverable);
+                }
                 parts = recycled(list);
             }
-            let picture = engine.picture();
-            (0..refused).for_each(|_| picture.nobody.dropped(Cause::Undeliverable));
             if !engine.replies().list().is_empty() {
                 let bytes = Bytes { packets: &memory, headers: engine.headers() };
-                sender.send(shared, queue.wire, &queue.send, picture, engine.replies(), bytes)?;
+                sender.send(shared, queue.wire, &queue.send, &picture, engine.replies(), bytes)?;
             }
             engine.clear();
         }

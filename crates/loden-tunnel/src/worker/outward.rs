@@ -31,12 +31,14 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
     let mut engine = Outbound::new(picture, queue.wire, has_segmentation);
     let (mut sender, mut memory) = (Sender::default(), vec![0; MEMORY]);
     while !shared.is_over() {
-        if let Some(picture) = shared.board.newer(thread, &mut seen) {
-            engine.look_at(picture);
-        }
         let (mut used, mut count, mut now) = (0, 0, None);
         while count < MOST_PACKETS && used + ROOM <= memory.len() {
             let Some(len) = queue.tun.read(&mut memory[used..used + ROOM])? else { break };
+            // Behind the read: a packet may have been led here because of another picture. Those before it go by theirs.
+            if let Some(picture) = shared.board.newer(thread, &mut seen) {
+                flush(shared, queue, &mut engine, &mut sender, &memory, began)?;
+                engine.look_at(picture);
+            }
             let now = *now.get_or_insert_with(|| began.elapsed());
             engine.take(&mut memory, used..used + len, now);
             count += 1;
@@ -50,18 +52,32 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
             shared.rest([queue.tun.as_fd()])?;
             continue;
         }
-        let bytes = Bytes { packets: &memory, headers: engine.headers() };
-        let too_big = sender.send(shared, queue.wire, &queue.send, engine.picture(), engine.groups(), bytes)?;
-        for packet in too_big {
-            engine.too_big(&packet.packet, packet.mtu, began.elapsed());
-        }
-        for answer in engine.answers() {
-            let header = [0; vnet::LEN];
-            if queue.tun.write(&[IoSlice::new(&header), IoSlice::new(answer)]).is_err() {
-                engine.picture().nobody.dropped(Cause::Undeliverable);
-            }
-        }
-        engine.clear();
+        flush(shared, queue, &mut engine, &mut sender, &memory, began)?;
     }
+    Ok(())
+}
+
+/// Sends what was taken, and the answers to those whose packets cannot be.
+fn flush(
+    shared: &Shared,
+    queue: &Queue,
+    engine: &mut Outbound,
+    sender: &mut Sender,
+    memory: &[u8],
+    began: Instant,
+) -> Result<(), LinuxError> {
+    let bytes = Bytes { packets: memory, headers: engine.headers() };
+    let too_big = sender.send(shared, queue.wire, &queue.send, engine.picture(), engine.groups(), bytes)?;
+    for packet in too_big {
+        engine.too_big(&packet.packet, packet.mtu, began.elapsed());
+    }
+    for answer in engine.answers() {
+        let header = [0; vnet::LEN];
+        if let Err(error) = queue.tun.write(&[IoSlice::new(&header), IoSlice::new(answer)]) {
+            shared.refused(error);
+            engine.picture().nobody.dropped(Cause::Undeliverable);
+        }
+    }
+    engine.clear();
     Ok(())
 }

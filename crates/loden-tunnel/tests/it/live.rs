@@ -520,3 +520,42 @@ fn a_tunnel_that_is_drained_loses_nothing() {
         assert_eq!(got, (0..100).collect::<Vec<u8>>());
     }
 }
+
+#[test]
+fn what_is_sent_because_of_a_picture_goes_by_it() {
+    let hosts = two_hosts();
+    let [one, two] = &hosts;
+    let tunnels = [one.start(WIRE, false, 1), two.start(WIRE, false, 1)];
+    let [(near, far), (noise, sink)] = [false, true].map(|is_v6| {
+        let open = |host: &Host| host.run(|| UdpSocket::bind((pod(host.number, is_v6), 0))).expect("socket");
+        (open(one), open(two))
+    });
+    far.set_read_timeout(Some(Duration::from_secs(2))).expect("a limit");
+    sink.set_read_timeout(Some(Duration::from_millis(20))).expect("a limit");
+    let whole = one.peers(&[2], false);
+    // The threads are never asleep when a picture is put up.
+    let mut known = BTreeMap::new();
+    let to = Some(Destination { addr: outer(2, false), port: 8285, bursts: true });
+    known.insert(blocks(2)[1], Peer { node: "n2".parse().expect("name"), from: vec![outer(2, false)], to });
+    let half = Arc::new(Peers::build(whole.own().clone(), &known));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                (0..100).for_each(|_| _ = noise.send_to(b"noise", sink.local_addr().expect("local")).expect("sent"));
+                // No more than the queues hold.
+                (0..100).for_each(|_| _ = sink.recv(&mut [0; 10]));
+            }
+        });
+        for n in 0..300_u16 {
+            tunnels[0].set_peers(&half);
+            std::thread::sleep(Duration::from_micros(100));
+            tunnels[0].set_peers(&whole);
+            near.send_to(&n.to_le_bytes(), far.local_addr().expect("local")).expect("sent");
+            let mut bytes = [0; 2];
+            let got = far.recv(&mut bytes).map(|_| u16::from_le_bytes(bytes));
+            is_over.store(got.is_err() || n == 299, Ordering::Relaxed);
+            assert_eq!(got.expect("it comes through"), n);
+        }
+    });
+}
