@@ -26,19 +26,19 @@ const API: [u8; 4] = [192, 0, 2, 3];
 /// How long something may take; only what hangs comes near it.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-const TOPOLOGY: &str = "[[segment]]\nname = \"s\"\nv4 = \"192.0.2.0/24\"\n[[host]]\nname = \"n1\"\nstarts = false\n\
+const TOPOLOGY: &str = "[[segment]]\nname = \"s\"\nv4 = \"192.0.2.0/24\"\nv6 = \"2001:db8:0:2::/64\"\n[[host]]\nname = \"n1\"\nstarts = false\n\
     [[host]]\nname = \"n2\"\nstarts = false\n[[server]]\nname = \"api\"\n";
 
 /// What is shown, each in a cluster of its own.
 struct Part {
     name: &'static str,
-    /// Addresses of pods that Kubernetes gives its nodes parts of.
+    /// Addresses of pods, in both families, that Kubernetes gives its nodes parts of.
     cidr: Option<&'static str>,
     show: fn(&mut Cluster) -> Result<()>,
 }
 
 const PARTS: &[Part] = &[
-    Part { name: "flannel", cidr: Some("10.244.0.0/16"), show: flannel::show },
+    Part { name: "flannel", cidr: Some("10.244.0.0/16,fd00:10:244::/56"), show: flannel::show },
     Part { name: "pools", cidr: None, show: pools::show },
 ];
 
@@ -179,6 +179,7 @@ fn start_controllers(server: &mut Server, cidr: Option<&str>) -> Result<()> {
     ];
     if let Some(cidr) = cidr {
         flags.extend([("allocate-node-cidrs", "true".to_owned()), ("cluster-cidr", cidr.to_owned())]);
+        flags.extend([("node-cidr-mask-size-ipv4", "24".to_owned()), ("node-cidr-mask-size-ipv6", "64".to_owned())]);
     }
     server.run("kube-controller-manager", &flags)
 }

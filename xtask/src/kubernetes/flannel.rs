@@ -32,7 +32,7 @@ pub fn show(cluster: &mut Cluster) -> Result<()> {
         problems.retain(|problem| !problem.contains("pods are served without it"));
         ensure!(problems.is_empty(), "the agent of {} has {problems:?}", node.name);
     }
-    shell::say(&format!("✓ pods reach each other: {} and {}", a.addr, b.addr));
+    shell::say(&format!("✓ pods reach each other: {:?} and {:?}", a.addresses, b.addresses));
     for node in &cluster.nodes {
         // What the agent may not write, the plugin does.
         let heeds = shell::output(node.command("cat").arg("/proc/sys/net/ipv6/conf/cni0/accept_ra"))?;
@@ -122,8 +122,10 @@ metadata:
     flannel.alpha.coreos.com/kube-subnet-manager: "true"
     flannel.alpha.coreos.com/backend-type: vxlan
     flannel.alpha.coreos.com/backend-data: '{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}'
+    flannel.alpha.coreos.com/backend-v6-data: '{"VNI":1,"VtepMAC":"02:00:00:00:00:78"}'
     flannel.alpha.coreos.com/public-ip: 192.0.2.77
-spec: {podCIDR: 10.244.77.0/24, podCIDRs: [10.244.77.0/24]}
+    flannel.alpha.coreos.com/public-ipv6: 2001:db8:0:2::77
+spec: {podCIDR: 10.244.77.0/24, podCIDRs: [10.244.77.0/24, "fd00:10:244:77::/64"]}
 "#;
 
 /// Makes etcd forget all that was before now.

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use loden_core::model::Attachment;
+use loden_core::model::{Attachment, PerFamily};
 use loden_lab::Lab;
 use loden_linux::netns::NetNs;
 use loden_linux::run_dir::RunDir;
@@ -31,7 +31,7 @@ const DNS: &str = "10.96.0.10";
 /// A node that runs.
 pub struct Node {
     pub name: String,
-    pub address: IpAddr,
+    addresses: PerFamily<IpAddr>,
     dir: PathBuf,
     ns: NetNs,
     cgroup: String,
@@ -45,7 +45,7 @@ impl Node {
     /// configuration has beside its own.
     pub fn new(lab: &Lab, name: &str) -> Result<Self> {
         let host = lab.hosts().iter().find(|host| host.name == name).context("no such host")?;
-        let address = host.addresses.v4.context("it has no address")?;
+        let addresses = host.addresses;
         let dir = lab.dir().join(name).join("node");
         fs::create_dir_all(dir.join("opt/cni/bin"))?;
         for part in ["loopback", "portmap"] {
@@ -66,7 +66,7 @@ impl Node {
         let mut said = String::new();
         BufReader::new(first.stdout.take().context("its output")?).read_line(&mut said)?;
         let programs = peers::containerd()?;
-        let node = Self { name: name.to_owned(), address, dir, ns, cgroup, first, programs, running: Vec::new() };
+        let node = Self { name: name.to_owned(), addresses, dir, ns, cgroup, first, programs, running: Vec::new() };
         ensure!(said.trim() == "ready", "the surroundings of {name} cannot be made");
         Ok(node)
     }
@@ -127,7 +127,8 @@ impl Node {
         let mut kubelet = self.command(server.program());
         kubelet.arg("kubelet").arg("--config").arg(self.write("kubelet.yaml", &config.to_string())?);
         kubelet.arg("--kubeconfig").arg(server.kubeconfig(&self.name));
-        kubelet.args(["--hostname-override", &self.name, "--node-ip", &self.address.to_string()]);
+        let addresses: Vec<String> = self.addresses.iter().map(|(_, addr)| addr.to_string()).collect();
+        kubelet.args(["--hostname-override", &self.name, "--node-ip", &addresses.join(",")]);
         self.run("kubelet", kubelet)
     }
 

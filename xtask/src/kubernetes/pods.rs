@@ -33,7 +33,7 @@ pub fn manifest(name: &str, node: &str) -> Value {
 /// One that runs.
 pub struct Running {
     pub name: String,
-    pub addr: IpAddr,
+    pub addresses: Vec<IpAddr>,
     pub netns: NetNs,
 }
 
@@ -46,17 +46,19 @@ impl Running {
             Ok(found.is_some())
         })?;
         let attachment = found.context("an attachment")?;
-        let addr = attachment.ips().find(IpAddr::is_ipv4).context("it has no address")?;
+        let addresses: Vec<IpAddr> = attachment.ips().collect();
+        ensure!(addresses.len() == 2, "{name} has not one address of each family: {addresses:?}");
         // `/var/run` is a link, and leads into the machine's own root.
         let netns = NetNs::open(&node.inside(attachment.netns.trim_start_matches("/var")))?;
-        let pod = Self { name: name.to_owned(), addr, netns };
+        let pod = Self { name: name.to_owned(), addresses, netns };
         wait_for(&format!("{name} serves"), || pod.answers(node.netns()))?;
         Ok(pod)
     }
 
-    /// Whether it answers a namespace.
+    /// Whether it answers a namespace, at all its addresses.
     pub fn answers(&self, from: &NetNs) -> Result<bool> {
-        Ok(page(from, (self.addr, PORT).into())? == self.name)
+        let pages = self.addresses.iter().map(|addr| page(from, (*addr, PORT).into()));
+        Ok(pages.collect::<Result<Vec<_>>>()?.iter().all(|page| *page == self.name))
     }
 }
 
@@ -103,10 +105,15 @@ pub fn all_reach(pods: &[&Running]) -> Result<()> {
     Ok(())
 }
 
-/// Streams of numbered datagrams between two pods, both ways.
+/// Streams of numbered datagrams between two pods, both ways and in both families.
 pub fn streams(a: &Running, b: &Running) -> Result<Vec<Stream>> {
-    let start = |from: &Running, to: &Running| Stream::start(&from.netns, &to.netns, to.addr, 500);
-    Ok(vec![start(a, b)?, start(b, a)?])
+    let mut all = Vec::new();
+    for (from, to) in [(a, b), (b, a)] {
+        for addr in &to.addresses {
+            all.push(Stream::start(&from.netns, &to.netns, *addr, 300)?);
+        }
+    }
+    Ok(all)
 }
 
 /// Ends them; gives how many were sent, and how many of those did not arrive.

@@ -23,10 +23,10 @@ pub fn show(cluster: &mut Cluster) -> Result<()> {
     cluster.wait_served()?;
     let (a, b) = pods::one_on_each(cluster)?;
     pods::all_reach(&[&a, &b])?;
-    shell::say(&format!("✓ pods reach each other: {} and {}", a.addr, b.addr));
+    shell::say(&format!("✓ pods reach each other: {:?} and {:?}", a.addresses, b.addresses));
     let former = owned(&cluster.server, "n2")?;
     let uid = uid_of(&cluster.server, "n2")?;
-    ensure!(!former.is_empty(), "n2 has no block");
+    ensure!(former.len() == 2, "n2 has not one block of each family: {former:?}");
     for block in &former {
         let owner = &block["metadata"]["ownerReferences"][0];
         ensure!(owner["kind"] == "Node" && owner["uid"] == uid.as_str(), "a block of n2's is owned by {owner}");
@@ -44,11 +44,14 @@ pub fn show(cluster: &mut Cluster) -> Result<()> {
     let took = wait_for("the blocks of n2 go with it", || Ok(owned(&cluster.server, "n2")?.is_empty()))?;
     shell::say(&format!("✓ a Node that was removed took its blocks with it, after {:.1} s", took.as_secs_f64()));
     let first = cluster.nodes.first().context("a node")?;
-    let block = former[0]["spec"]["cidr"].as_str().context("a prefix")?.to_owned();
-    wait_for("n1 forgets the way there", || {
-        let mut ip = first.command("ip");
-        Ok(shell::output(ip.args(["route", "show", &block]))?.trim().is_empty())
-    })?;
+    for block in &former {
+        let block = block["spec"]["cidr"].as_str().context("a prefix")?;
+        let family = if block.contains(':') { "-6" } else { "-4" };
+        wait_for(&format!("n1 forgets the way to {block}"), || {
+            let mut ip = first.command("ip");
+            Ok(shell::output(ip.args([family, "route", "show", block]))?.trim().is_empty())
+        })?;
+    }
 
     // It comes back, and is another Node of the same name.
     let server = &cluster.server;
@@ -58,7 +61,7 @@ pub fn show(cluster: &mut Cluster) -> Result<()> {
     cluster.server.apply(&pods::manifest("c", "n2").to_string())?;
     let c = Running::wait("c", cluster.node("n2")?)?;
     pods::all_reach(&[&a, &c])?;
-    ensure!(!owned(&cluster.server, "n2")?.is_empty(), "n2 has no block");
+    ensure!(owned(&cluster.server, "n2")?.len() == 2, "n2 has not one block of each family");
     shell::say("✓ the node came back under its name and with another identity, and a pod on it is reached");
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::shell;
 /// The API server's own address as a service, the first of [`SERVICES`].
 const SERVICE: &str = "10.96.0.1";
 /// The addresses of services.
-pub const SERVICES: &str = "10.96.0.0/16";
+pub const SERVICES: &str = "10.96.0.0/16,fd00:10:96::/112";
 /// How long the API server may take to be ready; it takes five seconds on an idle machine.
 const READY: Duration = Duration::from_secs(120);
 
