@@ -67,6 +67,9 @@ fn vxlan_of_strangers_and_of_pods_is_dropped() {
         !arrives(&lab, "host2-pod1", "host1", 8472, &from_pod2),
         "nor one that would leave with its host's address"
     );
+    // As the book has it.
+    let words = "list chain inet loden guard".split(' ').map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(lab.exec("host1", "nft", &words).expect("nft"), 0);
 }
 
 #[test]
