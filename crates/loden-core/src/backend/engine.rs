@@ -2,7 +2,6 @@
 //! packets it takes in.
 
 use super::Context;
-use super::underlays::underlays;
 use crate::desired::Wishes;
 use crate::kernel::link::{Link, LinkKind, Port};
 use crate::kernel::tunnel::{Destination, Peer, Tunnel, Wire};
@@ -13,8 +12,9 @@ use crate::model::{Block, IfName, Node, PerFamily, Prefix};
 pub(super) fn host(cx: &Context<'_>, dev: IfName, wire: Wire, mtu: u32, out: &mut Wishes) {
     device(cx, dev, LinkKind::Tun, mtu, out);
     out.want(Key::DeviceSysctl(dev, DeviceSysctl::AcceptLocal), Object::Sysctl(1), "answers of the tunnel engine");
+    // All that there are, whichever this pool's packets go by: an engine is not started anew when a pool of the other family comes or goes.
     let mut local = PerFamily::default();
-    let of_wire = underlays(cx).filter(|(family, _)| wire.has_outer(*family));
+    let of_wire = cx.underlay.addresses.iter().filter(|(family, _)| wire.has_outer(*family));
     of_wire.for_each(|(family, addr)| local.set(family, addr));
     let own = cx.view.own_blocks_in(cx.pool).map(|block| block.cidr).collect();
     out.want(Key::Tunnel(dev), Object::Tunnel(Box::new(Tunnel { wire, local, mtu, own })), "tunnel engine");
