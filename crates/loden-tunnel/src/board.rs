@@ -102,3 +102,51 @@ fn picture(peers: &Arc<Peers>, nobody: &Arc<Cells>, cells: &mut BTreeMap<NodeNam
     let list = list.collect();
     Arc::new(Picture { peers: Arc::clone(peers), cells: list, nobody: Arc::clone(nobody) })
 }
+
+#[cfg(test)]
+mod tests {
+    use loden_core::kernel::tunnel::Peer;
+    use loden_core::model::{PerFamily, Prefix};
+
+    use super::*;
+    use crate::counters::Cause;
+    use crate::peers::Own;
+
+    /// Blocks, the hosts that own them, and where those are.
+    fn peers(list: &[(&str, &str, [u8; 4])]) -> Arc<Peers> {
+        let own = Own { addresses: PerFamily::default(), blocks: Default::default(), mtu: 1472 };
+        let known: BTreeMap<Prefix, Peer> = list
+            .iter()
+            .map(|(block, node, from)| {
+                let node = node.parse().expect("a name");
+                (block.parse().expect("a prefix"), Peer { node, from: vec![(*from).into()], to: None })
+            })
+            .collect();
+        Arc::new(Peers::build(own, &known))
+    }
+
+    #[test]
+    fn a_thread_takes_each_picture_once_and_counts_on() {
+        let (a, b) = (("10.1.0.0/24", "a", [192, 0, 2, 1]), ("10.2.0.0/24", "b", [192, 0, 2, 2]));
+        let board = Board::new([Direction::Outward, Direction::Inward], &peers(&[a, b]));
+        let mut seen = 0;
+        let first = board.newer(0, &mut seen).expect("the first one");
+        assert!(board.newer(0, &mut seen).is_none());
+        first.cells[0].carried(3, 300);
+        first.cells[1].dropped(Cause::TooBig);
+        board.newer(1, &mut 0).expect("of the other thread").cells[0].carried(1, 10);
+
+        // One has gone, one has another block, and so another number, by another address.
+        board.set(&peers(&[("10.0.0.0/24", "c", [192, 0, 2, 3]), a, ("10.9.0.0/24", "a", [192, 0, 2, 9])]));
+        let second = board.newer(0, &mut seen).expect("another one");
+        let numbers: Vec<_> = second.peers.list().iter().map(|peer| peer.node.as_str().to_owned()).collect();
+        assert_eq!(numbers, ["c", "a", "a"]);
+        second.cells[2].carried(1, 5);
+        second.nobody.dropped(Cause::NoRoute);
+        let counters = board.counters();
+        let of_a = &counters.peers[&"a".parse::<NodeName>().expect("a name")];
+        assert_eq!((of_a.sent.packets, of_a.sent.bytes, of_a.received.packets), (4, 305, 1));
+        assert_eq!(counters.peers.keys().map(NodeName::as_str).collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!(counters.others.dropped, [(Cause::NoRoute, 1)].into());
+    }
+}

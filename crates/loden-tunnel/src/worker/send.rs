@@ -124,6 +124,8 @@ impl Sender {
             lost(picture, group, Cause::Unsendable);
             return Ok(());
         }
+        // Asked once, however many are too big.
+        let mut mtu = None;
         for packet in group.packets() {
             let parts: Vec<IoSlice<'_>> = packet.iter().map(|span| IoSlice::new(bytes.of(span))).collect();
             let len = packet.iter().map(|span| span.len as usize).sum();
@@ -139,7 +141,7 @@ impl Sender {
                     Some(error) if Errno::from_io_error(&error) == Some(Errno::MSGSIZE) => {
                         cells.dropped(Cause::TooBig);
                         let overhead = overhead(wire, Family::of(to.ip()));
-                        if let Ok(mtu) = path_mtu(to.ip()) {
+                        if let Some(mtu) = *mtu.get_or_insert_with(|| path_mtu(to.ip()).ok()) {
                             let packet = parts.iter().flat_map(|part| part.iter().copied()).collect();
                             too_big.push(TooBig { packet, mtu: mtu.saturating_sub(overhead) });
                         }

@@ -1,10 +1,14 @@
 //! What comes from the wire is anybody's: nothing gets in that a known host may not send, and nothing makes the engine stumble.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use loden_core::kernel::tunnel::Peer;
+use loden_core::model::PerFamily;
 use loden_tunnel::counters::Cause;
-use loden_tunnel::engine::{Arrival, Inbound, Outbound};
+use loden_tunnel::engine::{Arrival, Inbound, Outbound, Picture};
+use loden_tunnel::peers::{Own, Peers};
 use proptest::prelude::*;
 
 use crate::support::*;
@@ -49,6 +53,25 @@ fn only_known_hosts_send_and_only_what_is_theirs() {
         );
         assert_eq!(change(|spec| spec.ttl = 1), Err(Cause::HopsSpent));
     }
+}
+
+#[test]
+fn a_host_may_have_several_addresses_and_two_hosts_one() {
+    // Two hosts behind one address: what each may send is looked up by block.
+    let peer = |node: &str, from: &[IpAddr]| Peer { node: node.parse().expect("name"), from: from.to_vec(), to: None };
+    let [one, three] = [1, 3].map(|host| blocks(host)[0]);
+    let known = [(one, peer("n1", &[at(1), at(11)])), (three, peer("n3", &[at(1), at(3)]))].into();
+    let own = Own { addresses: PerFamily::default(), blocks: [blocks(2)[0]].into(), mtu: MTU };
+    let picture = Arc::new(Picture::alone(Arc::new(Peers::build(own, &known))));
+    let comes = |from: IpAddr, host: u8| {
+        let mut engine = Inbound::new(Arc::clone(&picture), WIRE, true);
+        !received(&mut engine, from, 0, &[Spec::udp(host, 2, false, b"x").bytes(false)]).is_empty()
+    };
+    let fates = [at(1), at(11), at(3), at(4)].map(|from| (comes(from, 1), comes(from, 3)));
+    assert_eq!(fates, [(true, true), (true, false), (false, true), (false, false)]);
+    // Nothing is sent to them by this tunnel.
+    let mut engine = Outbound::new(picture, WIRE, true);
+    assert!(sent(&mut engine, &[large(&Spec::udp(2, 1, false, b"x"), 1000)]).is_empty());
 }
 
 #[test]
