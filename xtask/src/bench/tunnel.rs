@@ -51,10 +51,10 @@ const CASES: [Case; 7] = [
 #[derive(Debug, Clone, Default)]
 struct Seen {
     figures: Vec<f64>,
-    /// Processor seconds of the forwarders for a Gbit.
+    /// Processor seconds of the forwarders for a Gbit, or for a thousand datagrams.
     cpu: Vec<f64>,
     /// Of datagrams: how often the window stood still.
-    stalls: Vec<f64>,
+    stalls: Vec<u64>,
 }
 
 /// All in turn, each on a ground of its own; `only` those cases whose name holds that.
@@ -104,21 +104,16 @@ pub fn run(runs: usize, only: &str) -> Result<Vec<Row>> {
 }
 
 fn measure(load: Load, ground: &Ground, side: &Forwarders, seen: &mut Seen) -> Result<()> {
-    match load {
-        Load::Tcp(streams) => {
-            let before = side.cpu()?;
-            let (gbit, rate) = load::tcp(ground, streams)?;
-            seen.figures.push(rate);
-            seen.cpu.push((side.cpu()? - before) / gbit);
-        }
-        Load::Udp(payload) => {
-            let (kpps, stalls) = load::udp(ground, payload)?;
-            seen.figures.push(kpps);
-            seen.stalls.push(stalls);
-        }
-        // All at once, below.
-        Load::RoundTrip => {}
-    }
+    let before = side.cpu()?;
+    let arrived = match load {
+        Load::Tcp(streams) => load::tcp(ground, streams)?,
+        Load::Udp(payload) => load::udp(ground, payload)?,
+        // All at once: see above.
+        Load::RoundTrip => return Ok(()),
+    };
+    seen.figures.push(arrived.rate);
+    seen.cpu.push((side.cpu()? - before) / arrived.total);
+    seen.stalls.push(arrived.stalls);
     Ok(())
 }
 
@@ -128,12 +123,14 @@ fn last(case: &Case, seen: &[Seen]) -> String {
         let at = |all: &[f64]| all.last().copied().unwrap_or(f64::NAN);
         // A text takes whatever is written.
         let _ = write!(line, " {} {:.2}", way.name(), at(&seen.figures));
-        if !seen.cpu.is_empty() {
-            let _ = write!(line, " ({:.3} s/Gbit)", at(&seen.cpu));
-        }
-        if !seen.stalls.is_empty() {
-            let _ = write!(line, " ({} stalls)", at(&seen.stalls));
-        }
+        let _ = match case.load {
+            Load::Tcp(_) => write!(line, " ({:.3} s of processor a Gbit)", at(&seen.cpu)),
+            Load::Udp(_) => {
+                let stalls = seen.stalls.last().unwrap_or(&0);
+                write!(line, " ({:.2} us of processor each, {stalls} stalls)", at(&seen.cpu) * 1000.0)
+            }
+            Load::RoundTrip => Ok(()),
+        };
     }
     line
 }
@@ -145,6 +142,9 @@ fn spread(case: &Case, seen: &[Seen]) -> String {
         let most = seen.figures.iter().copied().fold(0.0, f64::max);
         // A text takes whatever is written.
         let _ = write!(line, " {} {:.2} ({least:.2} to {most:.2})", way.name(), median(seen.figures.clone()));
+        if case.load != Load::RoundTrip {
+            let _ = write!(line, " at {:.3} ms of processor", median(seen.cpu.clone()) * 1000.0);
+        }
     }
     line
 }

@@ -26,8 +26,19 @@ const BURST: usize = 32;
 /// After so long without an acknowledgement what is on its way is given up for lost.
 const LOST: Duration = Duration::from_millis(6);
 
-/// Streams of TCP: Gbit of payload that arrived in all, and a second of the steady part.
-pub fn tcp(ground: &Ground, streams: usize) -> Result<(f64, f64)> {
+/// What arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrived {
+    /// In all: Gbit of payload, or thousands of datagrams.
+    pub total: f64,
+    /// Of that, a second of the steady part.
+    pub rate: f64,
+    /// How often the window stood still.
+    pub stalls: u64,
+}
+
+/// Streams of TCP.
+pub fn tcp(ground: &Ground, streams: usize) -> Result<Arrived> {
     let [from, to] = &ground.hosts;
     let listener = to.pod.run(|| TcpListener::bind((std::net::IpAddr::from(to.pod_address()), 0)))??;
     let far = listener.local_addr()?;
@@ -56,7 +67,8 @@ pub fn tcp(ground: &Ground, streams: usize) -> Result<(f64, f64)> {
     if after == before {
         bail!("nothing arrived of {streams} streams");
     }
-    Ok((gbit(received.load(Ordering::Relaxed)), gbit(after - before) / elapsed.as_secs_f64()))
+    let rate = gbit(after - before) / elapsed.as_secs_f64();
+    Ok(Arrived { total: gbit(received.load(Ordering::Relaxed)), rate, stalls: 0 })
 }
 
 fn fill(mut socket: TcpStream) {
@@ -71,8 +83,8 @@ fn drain(mut socket: TcpStream, received: &AtomicU64) {
     }
 }
 
-/// Datagrams of so many bytes: thousands a second that arrived, and how often the window stood still.
-pub fn udp(ground: &Ground, payload: usize) -> Result<(f64, f64)> {
+/// Datagrams of so many bytes.
+pub fn udp(ground: &Ground, payload: usize) -> Result<Arrived> {
     let [from, to] = &ground.hosts;
     let open = |addr: [u8; 4]| -> Result<Datagrams> { Ok(Datagrams::udp((addr, 0).into())?.without_gro()?) };
     let outbound = from.pod.run(|| open(from.pod_address()))??;
@@ -91,7 +103,8 @@ pub fn udp(ground: &Ground, payload: usize) -> Result<(f64, f64)> {
     is_over.store(true, Ordering::Relaxed);
     receiver.join().ok().context("a thread panicked")??;
     let stalls = sender.join().ok().context("a thread panicked")??;
-    Ok(((after - before) as f64 / 1e3 / elapsed.as_secs_f64(), stalls as f64))
+    let rate = (after - before) as f64 / 1e3 / elapsed.as_secs_f64();
+    Ok(Arrived { total: received.load(Ordering::Relaxed) as f64 / 1e3, rate, stalls })
 }
 
 fn is_readable(socket: &Datagrams, patience: Duration) -> Result<bool> {
