@@ -1,5 +1,7 @@
 //! What this kernel can and others cannot, found out by doing it: in a namespace of its own, which goes with all that is in it.
 
+use std::net::Ipv4Addr;
+
 use loden_core::kernel::NO_GROUP;
 use loden_core::kernel::link::{Ipip, Link, LinkKind, Port};
 use loden_core::model::IfName;
@@ -21,7 +23,10 @@ pub fn find() -> Result<Abilities, LinuxError> {
             done => done?,
         }
         let mut socket = Socket::open(Protocol::Route)?;
-        Ok(Abilities { ipip: can_make(&mut socket, LinkKind::Ipip(Ipip { underlay: None, local: None }))? })
+        // Without an address it would be the kernel's own `tunl0`, which comes with the module into every namespace: EEXIST
+        // (`ip_tunnel_init_net`, `ip_tunnel_newlink`, net/ipv4/ip_tunnel.c). Any address does, the host need not have it.
+        let local = Some(Ipv4Addr::LOCALHOST.into());
+        Ok(Abilities { ipip: can_make(&mut socket, LinkKind::Ipip(Ipip { underlay: None, local }))? })
     })?
 }
 
