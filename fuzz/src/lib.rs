@@ -102,7 +102,8 @@ pub fn first_free(draft: &Draft) -> Option<Vec<PodAddress>> {
             RangeState::new(offer.supply.range).allocate(Choice { now: 0, quarantine: 0, avoid: &avoid }).ok()
         };
         let addr = draft.demand.wanted_of(choice).or_else(free)?;
-        let net = IpNet::new(addr, offer.supply.range.subnet().len()).expect("a length of its family");
+        let subnet = offer.segment.unwrap_or(offer.supply.range.subnet());
+        let net = IpNet::new(addr, subnet.len()).expect("a length of its family");
         Some(PodAddress { net, gateway: offer.gateway, supply: Some(offer.supply.clone()) })
     };
     draft.demand.choices.iter().map(one).chain(draft.demand.fixed.iter().cloned().map(Some)).collect()

@@ -358,7 +358,7 @@ impl<K: Kernel> Reconciler<K> {
         let (mut host_right, mut routes_right) = (self.observe_error.is_none(), self.observe_error.is_none());
         for (key, wanted, actual) in self.desired.map().differences() {
             let is_others = actual.is_some_and(|actual| !actual.is_ours()) || attach::is_on_host_side(key, actual);
-            let is_left_alone = wanted.is_none() && is_others;
+            let is_left_alone = (wanted.is_none() && is_others) || self.desired.keeps_segment(key);
             let is_borne = self.failures.get(key).is_some_and(|failure| failure.error.is_bearable(key));
             host_right &= !of_local(key) || is_left_alone || is_borne;
             routes_right &= key.sort() != Sort::Route || is_left_alone;

@@ -69,17 +69,19 @@ impl SubnetFile {
 /// # Errors
 /// The family that has no block yet.
 fn content(view: &View, node: &NodeFile, said: &[Prefix]) -> Result<SubnetEnv, Problem> {
-    let is_for_this_node = |pool: &&Pool| ipam::is_selected(pool, &view.local.labels);
+    // The pods of other bridges are none of flannel's.
+    let is_on_bridge = |pool: &Pool| view.bridge_of_pool(pool) == view.local.bridge;
+    let is_for_this_node = |pool: &&Pool| is_on_bridge(pool) && ipam::is_selected(pool, &view.local.labels);
     let families: BTreeSet<Family> =
         view.pools.values().filter(is_for_this_node).map(|pool| pool.cidr.family()).collect();
     let (mut networks, mut subnets) = (Vec::new(), Vec::new());
     for family in families {
-        let of_family = || node.blocks.iter().filter(|block| block.cidr.family() == family);
+        let of_family = || node.blocks_of(&[]).filter(|block| block.cidr.family() == family);
         let Some(first) = of_family().find(|block| said.contains(&block.cidr)).or_else(|| of_family().next()) else {
             return Err(Problem::new(SUBJECT, format!("it is not written: this node has no {family} block yet")));
         };
         subnets.push(first.cidr);
-        let of_family = view.pools.values().filter(|pool| pool.cidr.family() == family);
+        let of_family = view.pools.values().filter(|pool| is_on_bridge(pool) && pool.cidr.family() == family);
         let (mut own, others): (Vec<&Pool>, Vec<&Pool>) = of_family.partition(|pool| pool.name == first.pool);
         own.extend(others);
         networks.extend(own.into_iter().map(|pool| pool.cidr));

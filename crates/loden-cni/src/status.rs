@@ -40,7 +40,7 @@ fn broken(make: &MakeConf, node: Option<&NodeFile>) -> Result<Option<(IfName, St
     match &make.attach {
         // One that the plugin makes is made by the next ADD.
         AttachConf::Bridge(conf) => {
-            let Some(bridge) = node.map(|node| node.bridge) else { return Ok(None) };
+            let Some(bridge) = node.map(|node| cni::bridge_of(make, node)).transpose()? else { return Ok(None) };
             if conf.bridge.is_some_and(|own| own != bridge || make.ipam.source != IpamSource::Node) {
                 return Ok(None);
             }

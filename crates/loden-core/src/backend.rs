@@ -7,6 +7,7 @@ mod end;
 mod engine;
 mod host_gw;
 mod ipip;
+mod segment;
 mod udp;
 mod underlays;
 mod vxlan;
@@ -18,7 +19,7 @@ use crate::underlay::Underlay;
 use crate::view::View;
 
 pub use end::TunnelEnd;
-pub(crate) use end::promised;
+pub(crate) use end::{promised, promised_segments};
 pub(crate) use vxlan::{Promise, promises};
 
 /// One way to carry packets between nodes.
@@ -75,7 +76,9 @@ impl BackendConfig {
     #[must_use]
     pub fn is_ready_at(&self, peer: &Node) -> bool {
         peer.receives.iter().any(|receive| match (self, receive) {
-            (Self::Vxlan(config), Receive::Vxlan { vni, port, .. }) => *vni == config.vni && *port == config.port,
+            (Self::Vxlan(config), Receive::Vxlan { vni, port, bridged, .. }) => {
+                (*vni, *port, *bridged) == (config.vni, config.port, config.bridged)
+            }
             (Self::Udp(config), Receive::Udp { port, .. }) => *port == config.port,
             (Self::HostGw(_), Receive::HostGw) | (Self::Ipip(_), Receive::Ipip) => true,
             _ => false,
@@ -162,6 +165,9 @@ fn try_one(
 /// The backend with what tells it apart, for people.
 pub(crate) fn describe(backend: &BackendConfig) -> String {
     match backend {
+        BackendConfig::Vxlan(vxlan) if vxlan.bridged => {
+            format!("VXLAN over an extended bridge (VNI {}, UDP port {})", vxlan.vni, vxlan.port)
+        }
         BackendConfig::Vxlan(vxlan) => format!("VXLAN (VNI {}, UDP port {})", vxlan.vni, vxlan.port),
         BackendConfig::HostGw(_) => "routed packets (host-gw)".to_owned(),
         BackendConfig::Udp(udp) => format!("UDP (port {})", udp.port),

@@ -18,7 +18,7 @@ pub use config::{
     AskedIp, AttachConf, BridgeConf, DhcpConf, IpamConf, IpamSource, MacvlanConf, MakeConf, NetConf, TuningConf, tuning,
 };
 pub use conflist::{Conflist, PROGRAM};
-pub use draft::{HostFacts, Master, demand, draft, given};
+pub use draft::{HostFacts, Master, bridge_of, demand, draft, given};
 pub use environment::{Environment, Verb};
 pub use error::{CniError, Code};
 pub use foreign::{foreign, host_links, passed_on};

@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod fields;
 pub mod node;
+pub(crate) mod segment;
 pub mod store;
 
 /// What is wrong with a configuration.

@@ -19,7 +19,8 @@ use indexmap::IndexMap;
 use crate::attach;
 use crate::backend::TunnelEnd;
 use crate::delta::DeltaMap;
-use crate::kernel::{Key, Object, Observed, Scope, Sort};
+use crate::kernel::link::LinkKind;
+use crate::kernel::{Key, LINK_GROUP, Object, Observed, Scope, Sort};
 use crate::model::{BackendConfig, IfName, PoolName};
 use crate::view::{Changed, Problem, View};
 
@@ -41,6 +42,8 @@ pub struct Desired {
     is_unclear: bool,
     /// The tunnels' devices that this node's record promises.
     promised: BTreeMap<IfName, TunnelEnd>,
+    /// Those of them that it promises as ports of an extended bridge.
+    promised_segments: BTreeSet<IfName>,
     /// What it is to promise and does not yet.
     unsaid: Option<BTreeSet<TunnelEnd>>,
 }
@@ -72,6 +75,7 @@ impl Desired {
             uses: BTreeMap::new(),
             is_unclear: false,
             promised: BTreeMap::new(),
+            promised_segments: BTreeSet::new(),
             unsaid: None,
         }
     }
@@ -105,6 +109,7 @@ impl Desired {
             // After a start there is no old state to go on with but what the kernel holds: nothing of it is removed then.
             self.is_unclear = (wishes.hold || wishes.partial) && (self.is_unclear || former.is_none());
             self.promised = std::mem::take(&mut wishes.promised);
+            self.promised_segments = std::mem::take(&mut wishes.promised_segments);
             self.unsaid = wishes.unsaid.take();
         }
         let mut held = former.unwrap_or_default();
@@ -114,7 +119,8 @@ impl Desired {
         if !wishes.hold {
             self.follow(source, wishes, &mut held);
         }
-        let is_of_use = !(held.keys.is_empty() && held.problems.is_empty() && held.notices.is_empty());
+        let is_idle = held.keys.is_empty() && held.uses.is_empty();
+        let is_of_use = !(is_idle && held.problems.is_empty() && held.notices.is_empty());
         // That this host has been thought over once is worth remembering even when it wants nothing.
         if is_of_use || *source == Source::Local {
             self.by_source.insert(source.clone(), held);
@@ -255,6 +261,21 @@ impl Desired {
             Key::Address(dev, _) | Key::TunnelPeer(dev, _) => self.may_be_promised(dev) && !is_wanted(dev),
             _ => false,
         }
+    }
+
+    /// Whether a device stays a port of its bridge although that is not wanted any more: for as long as this node's record promises
+    /// peers that it is one.
+    #[must_use]
+    pub fn keeps_segment(&self, key: &Key) -> bool {
+        let master = |object: Option<&Object>| match object {
+            Some(Object::Link(link)) if matches!(link.kind, LinkKind::Vxlan(_)) => Some((link.master, link.group)),
+            _ => None,
+        };
+        let Key::Link(dev) = *key else { return false };
+        let wanted = master(self.map.desired(key).map(|wanted| &wanted.object));
+        let actual = master(self.map.actual(key));
+        let is_to_leave = matches!((wanted, actual), (Some((None, _)), Some((Some(_), LINK_GROUP))));
+        is_to_leave && (self.promised_segments.contains(&dev) || self.unsaid.is_some())
     }
 
     fn may_be_promised(&self, dev: IfName) -> bool {

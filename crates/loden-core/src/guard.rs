@@ -9,7 +9,7 @@ use crate::backend::TunnelEnd;
 use crate::kernel::nft::{
     Chain, ChainKind, Element, Expr, Field, Hook, HookPoint, Rule, Set, SetData, SetKey, Table, Verdict,
 };
-use crate::masquerade::pools_set;
+use crate::masquerade::{multicast, pools_set};
 use crate::model::{Family, Node, Transport};
 use crate::view::View;
 
@@ -84,8 +84,14 @@ pub(crate) fn add(view: &View, table: &mut Table) {
                 Rule::new(comment, exprs)
             };
             let by = |field, set: &str, negate| Expr::Lookup { field, family, set: set.to_owned(), negate };
-            let strangers = vec![Expr::ToHost, by(Field::Source, hosts_set(family), true)];
-            rules.push(drop("tunnels take in what the cluster's hosts send", strangers));
+            let mut ways = vec![Expr::ToHost];
+            if has_group(view, family) {
+                ways.push(Expr::Within { field: Field::Destination, prefix: multicast(family), negate: false });
+            }
+            for way in ways {
+                let strangers = vec![way, by(Field::Source, hosts_set(family), true)];
+                rules.push(drop("tunnels take in what the cluster's hosts send", strangers));
+            }
             if has_pools {
                 let pods = [(Field::Source, false), (Field::Destination, true)];
                 let pods = pods.map(|(field, negate)| by(field, pools_set(family), negate));
@@ -95,6 +101,12 @@ pub(crate) fn add(view: &View, table: &mut Table) {
     }
     let hook = Hook { kind: ChainKind::Filter, point: HookPoint::Prerouting, priority: PRIORITY };
     table.chains.insert("guard".to_owned(), Chain { hook: Some(hook), rules });
+}
+
+/// Whether tunnels' packets come by a multicast group too: such a one is no address of the host's.
+fn has_group(view: &View, family: Family) -> bool {
+    let mut backends = view.pools.values().flat_map(|pool| view.active_backends(pool));
+    backends.any(|backend| backend.segment().is_some_and(|segment| segment.group.get(family).is_some()))
 }
 
 /// The ends of tunnels here.

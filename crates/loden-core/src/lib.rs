@@ -23,6 +23,7 @@ pub mod model;
 pub mod plan;
 pub mod pod_tables;
 pub mod ports;
+pub mod segments;
 pub mod senders;
 pub mod shape;
 pub mod underlay;

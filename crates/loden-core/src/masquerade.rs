@@ -7,12 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::guard;
 use crate::kernel::nft::{
     Chain, ChainKind, Element, Expr, Field, Hook, HookPoint, Rule, Set, SetData, SetKey, TABLE, Table, Verdict,
 };
 use crate::model::{Family, Pool, Prefix};
 use crate::view::View;
+use crate::{guard, segments};
 
 /// kube-proxy's mark for "masquerade this": kube-proxy does it itself, and doing it twice would pick another port.
 const KUBE_MARK: u32 = 0x4000;
@@ -77,6 +77,7 @@ pub fn table(view: &View) -> Table {
             }
         }
     }
+    forward_rules.splice(..0, segments::isolation(view, &mut table));
     if !nat_rules.is_empty() {
         let nat = Hook { kind: ChainKind::Nat, point: HookPoint::Postrouting, priority: 100 };
         table.chains.insert("masq".to_owned(), Chain { hook: Some(nat), rules: nat_rules });
@@ -85,6 +86,7 @@ pub fn table(view: &View) -> Table {
         let forward = Hook { kind: ChainKind::Filter, point: HookPoint::Forward, priority: 0 };
         table.chains.insert("forward_pods".to_owned(), Chain { hook: Some(forward), rules: forward_rules });
     }
+    segments::add(view, &mut table);
     guard::add(view, &mut table);
     table
 }

@@ -79,7 +79,7 @@ impl Plan {
     pub fn stage(desired: &Desired) -> Self {
         let makes_link = |(key, wanted, actual): (&Key, Option<&Wanted>, Option<&Object>)| {
             let is_make = |judgement| matches!(judgement, Judgement::Do(verb) if verb != Verb::Remove);
-            key.sort() == Sort::Link && is_make(judge(key, wanted, actual, false))
+            key.sort() == Sort::Link && !desired.keeps_segment(key) && is_make(judge(key, wanted, actual, false))
         };
         let differences = || desired.map().differences();
         let is_partial = differences().any(|(key, ..)| key.sort() > Sort::Address) && differences().any(makes_link);
@@ -103,6 +103,7 @@ impl Plan {
             }
             let retained = desired.retains(key, actual) && !is_in_the_way(desired, key, actual);
             match judge(key, wanted, actual, retained) {
+                Judgement::Do(_) if desired.keeps_segment(key) => {}
                 Judgement::Do(verb) => {
                     drafts.push(Draft { place: place(key, verb, wanted), key: *key, verb, wanted, actual })
                 }
@@ -313,8 +314,10 @@ const REMOVALS: u8 = 13;
 
 /// The place of a step in the order of doing. A bridge goes before its ports; a link goes before what is on it.
 fn place(key: &Key, verb: Verb, wanted: Option<&Wanted>) -> u8 {
-    let is_port =
-        |wanted: &Wanted| matches!(&wanted.object, Object::Link(link) if matches!(link.kind, LinkKind::Veth { .. }));
+    let is_port = |wanted: &Wanted| match &wanted.object {
+        Object::Link(link) => link.master.is_some() || matches!(link.kind, LinkKind::Veth { .. }),
+        _ => false,
+    };
     let making = match key {
         Key::Sysctl(_) => 0,
         Key::Nft => 1,

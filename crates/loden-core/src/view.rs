@@ -18,7 +18,7 @@ use crate::config::cluster;
 use crate::desired::Source;
 use crate::model::{
     Attachment, AttachmentKey, BackendConfig, Block, Entry, Family, IfName, Key, Mac, Node, NodeName, NodeUid, Pool,
-    PoolName, Receive, Record,
+    PoolName, Receive, Record, VxlanConfig,
 };
 use crate::underlay::Underlay;
 
@@ -258,6 +258,25 @@ impl View {
     pub fn active_backends<'a>(&'a self, pool: &'a Pool) -> Vec<&'a BackendConfig> {
         let lingering = self.senders.get(&pool.name).into_iter().flat_map(BTreeMap::keys);
         std::iter::once(&pool.backend).chain(lingering.filter(|other| **other != pool.backend)).collect()
+    }
+
+    /// The bridge that a segment extends: one of its own, or the node's.
+    #[must_use]
+    pub fn bridge_of(&self, segment: &VxlanConfig) -> IfName {
+        segment.bridge.unwrap_or(self.local.bridge)
+    }
+
+    /// The bridge that a pool's pods are attached to.
+    #[must_use]
+    pub fn bridge_of_pool(&self, pool: &Pool) -> IfName {
+        pool.backend.segment().map_or(self.local.bridge, |segment| self.bridge_of(segment))
+    }
+
+    /// The segment that a pool's pods are on, once all packets between its hosts go by it: until then a pod reaches others by its host
+    /// alone.
+    #[must_use]
+    pub fn is_whole_segment(&self, pool: &Pool) -> bool {
+        pool.backend.segment().is_some() && self.active_backends(pool).len() == 1
     }
 
     /// This node's own record, once it has come back from the datastore.

@@ -4,7 +4,7 @@ mod taken;
 
 use std::net::IpAddr;
 
-use loden_core::kernel::link::{Link, LinkKind};
+use loden_core::kernel::link::{Link, LinkKind, Port};
 use loden_core::kernel::{KernelError, Key, Object, Observed, Sort, Via};
 use loden_core::model::IfName;
 use loden_core::plan::{Step, Verb};
@@ -95,6 +95,9 @@ impl LinuxKernel {
                 }
                 // A kernel without IPv6 makes up no address.
                 forgive_errno(libc::EAFNOSUPPORT, self.send(|w| link::no_made_up_address(w, name)))?;
+                if new.master.is_some() && new.port != Port::default() {
+                    self.send(|w| link::set_port(w, name, new.port))?;
+                }
                 if new.up {
                     self.send(|w| link::set_up(w, name, true))?;
                 }

@@ -11,6 +11,7 @@ mod frames;
 mod guard;
 mod install;
 mod kill;
+mod learn;
 mod macvlan;
 mod outage;
 mod refuse;

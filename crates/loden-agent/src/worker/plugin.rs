@@ -125,7 +125,17 @@ impl Worker {
         state.around.host.extend(problems);
         let blocks = status::blocks(view).into_iter().filter_map(|block| {
             let until_ms = *offered.get(&block.cidr)?;
-            Some(NodeBlock { cidr: block.cidr, gateway: block.cidr.nth(1)?, pool: block.pool, until_ms })
+            let pool = view.pools.get(&block.pool);
+            let bridge = pool.map(|pool| view.bridge_of_pool(pool)).filter(|bridge| *bridge != view.local.bridge);
+            let segment = pool.filter(|pool| view.is_whole_segment(pool)).map(|pool| pool.cidr);
+            Some(NodeBlock {
+                cidr: block.cidr,
+                gateway: block.cidr.nth(1)?,
+                pool: block.pool,
+                segment,
+                bridge,
+                until_ms,
+            })
         });
         let blocks = blocks.collect();
         Some(NodeFile { node: view.local.node.clone(), bridge: view.local.bridge, mtu_pod, blocks })

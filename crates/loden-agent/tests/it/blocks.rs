@@ -260,6 +260,8 @@ async fn a_lent_block_is_renewed_and_is_not_ours_when_its_term_has_ended_until_t
         cidr,
         gateway: cidr.nth(1).expect("one"),
         pool: "default".parse().expect("name"),
+        segment: None,
+        bridge: None,
         until_ms: Some(told),
     };
     let (node, bridge) = ("n0".parse().expect("name"), "cni0".parse().expect("name"));
@@ -318,7 +320,7 @@ fn own(cidr: &str, used: u64) -> OwnBlock {
 fn node_file(blocks: &[&str]) -> NodeFile {
     let block = |text: &&str| {
         let (pool, cidr) = ("default".parse().expect("name"), p(text));
-        NodeBlock { cidr, gateway: cidr.nth(1).expect("an address"), pool, until_ms: None }
+        NodeBlock { cidr, gateway: cidr.nth(1).expect("an address"), pool, segment: None, bridge: None, until_ms: None }
     };
     let (node, bridge) = ("n0".parse().expect("name"), "cni0".parse().expect("name"));
     NodeFile { node, bridge, mtu_pod: 1500, blocks: blocks.iter().map(block).collect() }

@@ -42,7 +42,10 @@ pub fn listing(peers: u8, backend: &BackendConfig) -> Vec<Entry> {
             public: PerFamily::default(),
             asked: PerFamily::default(),
             labels: Default::default(),
-            receives: vec![Receive::Vxlan { vni, underlay: Family::V4, mac, port: 8472 }, Receive::HostGw],
+            receives: vec![
+                Receive::Vxlan { vni, underlay: Family::V4, mac, port: 8472, bridged: false },
+                Receive::HostGw,
+            ],
             sends: [("default".parse().expect("name"), BTreeSet::from([backend.clone()]))].into(),
             unknown: Default::default(),
         }));

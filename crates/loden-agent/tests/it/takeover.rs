@@ -97,6 +97,8 @@ fn subnet_env_says_all_or_nothing() {
         cidr: cidr.parse().expect("cidr"),
         gateway: cidr.parse::<Prefix>().expect("cidr").nth(1).expect("room"),
         pool: pool.parse().expect("name"),
+        segment: None,
+        bridge: None,
         until_ms: None,
     };
     let mut node = NodeFile {

@@ -126,10 +126,12 @@ fn clear(run_dir: &RunDir) -> Result<(), LinuxError> {
         Ok(_no_agent) => {
             // One that cannot be read names no bridge.
             if let Ok(Some(node)) = read_json::<NodeFile>(&run_dir.node_file()) {
-                match bridge::remove_unused(node.bridge) {
-                    Ok(true) => {}
-                    Ok(false) => tell(&format!("bridge {}: has other ports or is not loden's, and stays", node.bridge)),
-                    Err(error) => errors.push(error),
+                for name in node.bridges() {
+                    match bridge::remove_unused(name) {
+                        Ok(true) => {}
+                        Ok(false) => tell(&format!("bridge {name}: has other ports or is not loden's, and stays")),
+                        Err(error) => errors.push(error),
+                    }
                 }
             }
             errors.extend(run_dir.remove().err());

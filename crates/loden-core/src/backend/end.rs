@@ -1,6 +1,6 @@
 //! The ends of tunnels here: what each takes in, and which device it is. A device that peers may still send to is not removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ipip, udp};
 use crate::kernel::link::{Link, LinkKind};
@@ -63,4 +63,16 @@ pub(crate) fn promised(view: &View) -> BTreeMap<IfName, TunnelEnd> {
         TunnelEnd::Ipip => Some((ipip::device()?, end)),
     });
     vteps.chain(others).collect()
+}
+
+/// The devices that this node's record names, or is to name, as ports of an extended bridge.
+pub(crate) fn promised_segments(view: &View) -> BTreeSet<IfName> {
+    let is_bridged = |end: TunnelEnd| {
+        let mut all = view.own_receives();
+        all.any(|receive| {
+            matches!(receive, Receive::Vxlan { bridged: true, .. }) && TunnelEnd::of(receive) == Some(end)
+        })
+    };
+    let named = view.promises().iter().filter(|vtep| is_bridged(TunnelEnd::Vxlan(vtep.vni, vtep.port)));
+    named.filter_map(|vtep| vtep.device).collect()
 }

@@ -15,6 +15,13 @@ pub(super) fn underlays(cx: &Context<'_>) -> impl Iterator<Item = (Family, IpAdd
     [Some(first), second].into_iter().flatten().filter_map(move |f| own.get(f).map(|addr| (f, addr)))
 }
 
+/// Both families, the one of the pool's own first, as far as this host has an address there.
+pub(super) fn own_underlays(cx: &Context<'_>) -> impl Iterator<Item = (Family, IpAddr)> {
+    let own = cx.underlay.addresses;
+    let family = cx.pool.cidr.family();
+    [family, family.other()].into_iter().filter_map(move |f| own.get(f).map(|addr| (f, addr)))
+}
+
 /// What the peer takes in over the underlay of the pool's own family if both sides have it, else over the other, and where the peer
 /// is there.
 ///

@@ -1,4 +1,5 @@
-//! VXLAN, routed: per peer one route, one ARP entry, one FDB entry. No flooding, no learning.
+//! VXLAN, routed: per peer one route, one ARP entry, one FDB entry. No flooding, no learning. The shape in which the pods of all hosts
+//! are on one segment is [`segment`]'s.
 //!
 //! The gateway of a peer's routes is, in IPv4, the network address of its lowest block, which its VTEP device bears (in IPv6
 //! the link-local address of its VTEP): the ARP entry
@@ -8,12 +9,12 @@
 use std::net::IpAddr;
 
 use super::underlays::{common, underlays};
-use super::{Backend, Context, host_gw, mtu_inside};
+use super::{Backend, Context, host_gw, mtu_inside, segment};
 use crate::config::ConfigError;
 use crate::desired::Wishes;
 use crate::kernel::link::{Link, LinkKind, Port, Vxlan};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
-use crate::model::{BackendConfig, Block, Family, IfName, Mac, Node, Prefix, Receive, Vni, VxlanConfig};
+use crate::model::{BackendConfig, Block, Control, Family, IfName, Mac, Node, Prefix, Receive, Vni, VxlanConfig};
 use crate::view::View;
 
 impl Backend for VxlanConfig {
@@ -23,41 +24,43 @@ impl Backend for VxlanConfig {
     }
 
     fn mtu(&self, cx: &Context<'_>) -> Result<u32, ConfigError> {
-        let overhead = underlays(cx).map(|(family, _)| self.overhead(family)).max().unwrap_or(50);
+        let overhead = self.underlays(cx).into_iter().map(|(family, _)| self.overhead(family)).max().unwrap_or(50);
         mtu_inside(cx, "vxlan", self.mtu, overhead)
     }
 
     fn receives(&self, cx: &Context<'_>) -> Vec<Receive> {
-        underlays(cx)
+        self.underlays(cx)
+            .into_iter()
             .map(|(underlay, _)| {
                 let mac = self.vtep_mac(cx, underlay);
-                Receive::Vxlan { vni: self.vni, underlay, mac, port: self.port }
+                Receive::Vxlan { vni: self.vni, underlay, mac, port: self.port, bridged: self.bridged }
             })
             .collect()
     }
 
     fn host(&self, cx: &Context<'_>, out: &mut Wishes) {
         let mtu_underlay = self.mtu.unwrap_or(cx.underlay.mtu);
-        for (underlay, local) in underlays(cx) {
+        for (underlay, local) in self.underlays(cx) {
             let Some(dev) = self.device(cx, underlay) else { continue };
             let vxlan = Vxlan {
                 vni: self.vni,
                 underlay: Some(cx.underlay.ifname),
                 local: Some(local),
                 port: self.port,
-                learning: false,
+                learning: self.control == Control::Learn,
                 gbp: self.gbp,
-                group: None,
-                reports_misses: false,
-                most_entries: 0,
+                group: segment::group(cx, self, underlay),
+                reports_misses: self.control == Control::Miss,
+                most_entries: if self.control == Control::Learn { segment::MOST_ENTRIES } else { 0 },
             };
             let link = Link {
                 kind: LinkKind::Vxlan(vxlan),
                 mtu: mtu_underlay.saturating_sub(self.overhead(underlay)),
                 mac: Some(self.vtep_mac(cx, underlay)),
                 up: true,
-                master: None,
-                port: Port::default(),
+                master: self.bridged.then(|| cx.view.bridge_of(self)),
+                // Two devices of one segment must not hand each other what they take in.
+                port: Port { isolated: self.bridged, ..Port::default() },
                 group: LINK_GROUP,
             };
             out.want(Key::Link(dev), Object::Link(Box::new(link)), "VTEP device");
@@ -67,11 +70,14 @@ impl Backend for VxlanConfig {
                 out.want(Key::DeviceSysctl(dev, sysctl), Object::Sysctl(value), "VTEP device");
             }
             // The host's own packets into the overlay need a source there, on whichever device they leave.
-            if let Some(block) = cx.view.own_blocks_in(cx.pool).next() {
+            if let Some(block) = cx.view.own_blocks_in(cx.pool).next().filter(|_| !self.bridged) {
                 let addr = block.cidr.network();
                 let net = Prefix::host(addr).ipnet();
                 out.want(Key::Address(dev, net), Object::Address { ours: true }, "VTEP address");
             }
+        }
+        if self.bridged {
+            segment::host(cx, self, out);
         }
     }
 
@@ -81,6 +87,10 @@ impl Backend for VxlanConfig {
             return Ok(());
         }
         let (dev, mac, vtep) = self.vtep_of(cx, peer)?;
+        // Its pods are on the segment, whose route is the host's.
+        if self.bridged {
+            return Ok(());
+        }
         let Some(gateway) = blocks.first().map(|block| gateway(block, mac)) else { return Ok(()) };
         out.want(Key::Neighbour(dev, gateway), Object::Neighbour(mac), "ARP entry of the VTEP");
         out.want(Key::Fdb(dev, mac), Object::Fdb(vtep), "FDB entry of the VTEP");
@@ -91,9 +101,20 @@ impl Backend for VxlanConfig {
         }
         Ok(())
     }
+
+    fn admit(&self, cx: &Context<'_>, peer: &Node, _blocks: &[&Block], out: &mut Wishes) {
+        if self.bridged {
+            segment::admit(cx, self, peer, out);
+        }
+    }
 }
 
 impl VxlanConfig {
+    /// The families of the underlay that it needs a device for, with this host's address.
+    fn underlays(&self, cx: &Context<'_>) -> Vec<(Family, IpAddr)> {
+        if self.bridged { segment::underlays(cx) } else { underlays(cx).collect() }
+    }
+
     /// The device for an underlay family: flannel's name, so that a node can change hands in place. A device listens on one
     /// port and cannot be given another, so while the port is being changed both exist, and the new one has a spare name:
     /// it keeps that for as long as this node's record names its VTEP by it.
@@ -122,17 +143,18 @@ impl VxlanConfig {
 
     /// Over which of our devices the peer's VTEP is reached, its Ethernet address, and where it is: over the underlay of
     /// the pool's own family if both sides have it, else over the other.
-    fn vtep_of(&self, cx: &Context<'_>, peer: &Node) -> Result<(IfName, Mac, IpAddr), String> {
+    pub(super) fn vtep_of(&self, cx: &Context<'_>, peer: &Node) -> Result<(IfName, Mac, IpAddr), String> {
         let end_at = |family| {
             let mac = peer.receives.iter().find_map(|receive| match receive {
-                Receive::Vxlan { vni, underlay, mac, port }
-                    if (*vni, *underlay, *port) == (self.vni, family, self.port) =>
+                Receive::Vxlan { vni, underlay, mac, port, bridged }
+                    if (*vni, *underlay, *port, *bridged) == (self.vni, family, self.port, self.bridged) =>
                 {
                     Some(*mac)
                 }
                 _ => None,
             });
-            Some((self.device(cx, family)?, mac?))
+            let is_ours = self.underlays(cx).iter().any(|(ours, _)| *ours == family);
+            Some((self.device(cx, family).filter(|_| is_ours)?, mac?))
         };
         let ((dev, mac), addr) = common(cx, peer, &format!("VNI {}", self.vni), end_at)?;
         Ok((dev, mac, addr))
@@ -157,7 +179,7 @@ pub(crate) struct Promise {
 /// The VTEPs that this node's record names, or is to name. Kept by the view: all peers' objects hang on them.
 pub(crate) fn promises(view: &View) -> Vec<Promise> {
     let promise = |receive: &Receive| {
-        let Receive::Vxlan { vni, underlay, mac, port } = *receive else { return None };
+        let Receive::Vxlan { vni, underlay, mac, port, .. } = *receive else { return None };
         let is_its = |dev: &IfName| view.local.mac_of(*dev) == mac;
         let plain = plain_name(vni, underlay);
         let named = plain.filter(is_its).or_else(|| spare_name(vni, port, underlay).filter(is_its));

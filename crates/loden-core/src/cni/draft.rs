@@ -1,5 +1,6 @@
 //! From a call to what it is to make: the configuration, the environment and what is known of the host, put together.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::config::{AskedIp, BridgeConf, MacvlanConf};
@@ -9,7 +10,7 @@ use crate::ipam::{Demand, Offer, Range, Supply};
 use crate::kernel::default_priority;
 use crate::model::{
     Attach, AttachmentKey, Bandwidth, BridgePort, Family, IfName, Mac, Macvlan, MacvlanMode, OwnBridge, PodAddress,
-    PodRoute, PortMapping, Prefix,
+    PodRoute, PoolName, PortMapping, Prefix,
 };
 
 /// What is known of the host, as far as the configuration asks for it.
@@ -58,7 +59,10 @@ pub fn draft(
     }
     let (attach, mtu_usual, is_down) = match &make.attach {
         AttachConf::Bridge(conf) => (bridge(conf, make, node)?, None, conf.is_down),
-        AttachConf::Routed => (Attach::Routed, None, false),
+        AttachConf::Routed => {
+            must_be_routed(make, node)?;
+            (Attach::Routed, None, false)
+        }
         AttachConf::Ptp => (Attach::Ptp, None, false),
         AttachConf::Foreign => (Attach::Foreign { host_device: None }, None, false),
         AttachConf::Macvlan(conf) => {
@@ -144,16 +148,18 @@ pub fn demand(network: &str, make: &MakeConf, node: Option<&NodeFile>) -> Result
             let offer = |(range, gateway): &(Range, IpAddr)| Offer {
                 supply: Supply { network: Some(network.to_owned()), range: *range },
                 gateway: Some(*gateway),
+                segment: None,
             };
             demand.choices = sets.iter().map(|set| set.iter().map(offer).collect()).collect();
         }
         IpamSource::Node => {
-            let blocks = node.map(|node| node.blocks.as_slice()).unwrap_or_default();
+            let pools = &make.ipam.pools;
+            let blocks: Vec<_> = node.into_iter().flat_map(|node| node.blocks_of(pools)).collect();
             for family in Family::ALL {
                 let of_family = blocks.iter().filter(|block| block.cidr.family() == family);
                 let offers = of_family.filter_map(|block| {
-                    let range = Range::of_block(block.cidr).ok()?;
-                    Some(Offer { supply: Supply { network: None, range }, gateway: Some(block.gateway) })
+                    let supply = Supply { network: None, range: Range::of_block(block.cidr).ok()? };
+                    Some(Offer { supply, gateway: Some(block.gateway), segment: block.segment })
                 });
                 let offers: Vec<Offer> = offers.collect();
                 if !offers.is_empty() {
@@ -161,7 +167,12 @@ pub fn demand(network: &str, make: &MakeConf, node: Option<&NodeFile>) -> Result
                 }
             }
             if demand.choices.is_empty() {
-                return Err(CniError::new(Code::TryAgain, "this node has no block to give addresses from"));
+                let of = pools.iter().map(PoolName::as_str).collect::<Vec<_>>().join(", ");
+                let of = if of.is_empty() { of } else { format!(" of {of}") };
+                return Err(CniError::new(
+                    Code::TryAgain,
+                    format!("this node has no block{of} to give addresses from"),
+                ));
             }
         }
     }
@@ -207,8 +218,39 @@ fn override_fixed(demand: &mut Demand, asked: &[AskedIp], gateway: Option<IpAddr
     Ok(())
 }
 
+/// The bridge that the agent has made for a network's pods.
+///
+/// # Errors
+/// Code 7 when its pools are on several.
+pub fn bridge_of(make: &MakeConf, node: &NodeFile) -> Result<IfName, CniError> {
+    if make.ipam.source != IpamSource::Node {
+        return Ok(node.bridge);
+    }
+    let bridges = node.blocks_of(&make.ipam.pools).map(|block| block.bridge.unwrap_or(node.bridge));
+    let bridges: BTreeSet<IfName> = bridges.collect();
+    let mut all = bridges.iter();
+    match (all.next(), all.next()) {
+        (Some(one), Some(other)) => Err(invalid(&format!(
+            "`ipam.pools` are on the bridges {one} and {other}: a pod's interface is on one; give the other a network of its own"
+        ))),
+        (one, _) => Ok(one.copied().unwrap_or(node.bridge)),
+    }
+}
+
+/// Who is on a segment asks for a pod there, and a routed one has no port of its bridge to answer by.
+fn must_be_routed(make: &MakeConf, node: Option<&NodeFile>) -> Result<(), CniError> {
+    let mut blocks = node.into_iter().flat_map(|node| node.blocks_of(&make.ipam.pools));
+    match blocks.find(|block| block.segment.is_some() || block.bridge.is_some()) {
+        Some(block) if make.ipam.source == IpamSource::Node => Err(invalid(&format!(
+            "`attach` is \"routed\", and the pods of pool {} are on one segment: \"bridge\" was meant",
+            block.pool
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn bridge(conf: &BridgeConf, make: &MakeConf, node: Option<&NodeFile>) -> Result<Attach, CniError> {
-    let of_node = node.map(|node| node.bridge);
+    let of_node = node.map(|node| bridge_of(make, node)).transpose()?;
     let bridge = conf.bridge.or(of_node).ok_or_else(|| invalid("`bridge` is missing: the bridge's name"))?;
     let is_node = of_node == Some(bridge) && make.ipam.source == IpamSource::Node;
     // With a DHCP server the router is that one's choice.

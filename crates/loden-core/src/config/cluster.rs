@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::ConfigError;
 use super::fields::{Fields, nearest};
+use super::segment::{self, Segment};
 use crate::model::{
     BackendConfig, Family, HostGwConfig, IpipConfig, Pool, PoolName, Prefix, UdpConfig, Vni, VxlanConfig,
 };
@@ -79,13 +80,17 @@ fn parse_backend(mut fields: Fields) -> Result<BackendConfig, ConfigError> {
         "vxlan" => {
             let usual = VxlanConfig::default();
             let vni = fields.number("vni", 1, (1 << 24) - 1)?.map_or(Ok(usual.vni), Vni::new);
+            let Segment { control, bridged, group, bridge } = Segment::parse(&mut fields, &segment::WORDS)?;
             BackendConfig::Vxlan(VxlanConfig {
                 vni: vni.map_err(|error| fields.invalid("vni", &"given", &error.to_string()))?,
                 port: fields.number("port", 1, 65535)?.map_or(usual.port, |port| port as u16),
                 mtu: fields.number("mtu", 68, 65535)?,
                 gbp: fields.flag("gbp")?.unwrap_or(usual.gbp),
                 direct_routing: fields.flag("direct_routing")?.unwrap_or(usual.direct_routing),
-                ..usual
+                control,
+                bridged,
+                group,
+                bridge,
             })
         }
         "host-gw" => BackendConfig::HostGw(HostGwConfig {}),
@@ -159,6 +164,7 @@ pub fn check_pool(pool: &Pool) -> Result<(), ConfigError> {
         BackendConfig::Vxlan(vxlan) if vxlan.port == 0 => {
             invalid("backend.port", "0".to_owned(), "a UDP port from 1 to 65535 was meant".to_owned())
         }
+        BackendConfig::Vxlan(vxlan) => segment::check(&pool.name, vxlan),
         BackendConfig::Udp(udp) if udp.port == 0 => {
             invalid("backend.port", "0".to_owned(), "a UDP port from 1 to 65535 was meant".to_owned())
         }
@@ -208,19 +214,19 @@ pub fn check_together<'a>(others: impl Iterator<Item = &'a Pool>, pool: &Pool) -
                 "one sends VXLAN to UDP port {port} and the other bare packets; give them different ports"
             ));
         }
-        if let (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) = (&other.backend, &pool.backend)
-            && a.vni == b.vni
-            && (a.port, a.gbp) != (b.port, b.gbp)
-        {
-            return clash(format!(
-                "both use VNI {}, which is one device, but {}; give them different VNIs, or set both alike",
-                a.vni,
-                if a.port == b.port {
-                    "only one with the group policy extension (gbp)".to_owned()
-                } else {
-                    format!("with UDP ports {} and {}", b.port, a.port)
-                },
-            ));
+        if let (BackendConfig::Vxlan(a), BackendConfig::Vxlan(b)) = (&other.backend, &pool.backend) {
+            if a.vni == b.vni && (a.port, a.gbp) != (b.port, b.gbp) {
+                return clash(format!(
+                    "both use VNI {}, which is one device, but {}; give them different VNIs, or set both alike",
+                    a.vni,
+                    if a.port == b.port {
+                        "only one with the group policy extension (gbp)".to_owned()
+                    } else {
+                        format!("with UDP ports {} and {}", b.port, a.port)
+                    },
+                ));
+            }
+            segment::check_together(a, b).or_else(clash)?;
         }
     }
     Ok(())

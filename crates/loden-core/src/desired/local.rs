@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use super::{Source, Wishes};
 use crate::attach;
-use crate::backend::{Context, TunnelEnd, describe, promised, reach};
+use crate::backend::{Context, TunnelEnd, describe, promised, promised_segments, reach};
 use crate::kernel::link::{Bridge, Link, LinkKind, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
-use crate::model::{Attach, AttachmentKey, Block, Family, NodeName, Pool, Prefix, Receive};
+use crate::model::{Attach, Attachment, AttachmentKey, Block, Family, IfName, NodeName, Pool, Prefix, Receive};
 use crate::view::{Problem, View};
-use crate::{guard, masquerade};
+use crate::{guard, masquerade, segments};
 
 /// The priority of a route to nowhere: behind those that the kernel makes for a link's own prefix, which are 0 and in IPv6 256.
 const BLACKHOLE_PRIORITY: u32 = 4096;
@@ -57,6 +57,7 @@ fn mtu_pod(view: &View) -> Result<u32, crate::config::ConfigError> {
 pub(super) fn local(view: &View) -> Wishes {
     let mut out = Wishes::new(Source::Local);
     out.promised = promised(view);
+    out.promised_segments = promised_segments(view);
     out.unsaid = unsaid(view);
     out.partial = !view.refused_pools().is_empty();
     let Some(underlay) = view.local.underlay.as_ref() else {
@@ -84,7 +85,8 @@ pub(super) fn local(view: &View) -> Wishes {
     }
     let table = masquerade::table(view);
     out.want(Key::Nft, Object::Nft(Box::new(table)), "masquerade and forwarding");
-    bridge(view, mtu, &mut out);
+    bridges(view).into_iter().for_each(|dev| bridge(view, dev, mtu, &mut out));
+    gateways(view, &mut out);
     if view.local.rules.blackhole {
         blackholes(view, &mut out);
     }
@@ -125,9 +127,13 @@ fn lingering_notices(view: &View, out: &mut Wishes) {
     }
 }
 
-/// The bridge for pods, which bears the gateway of each of this host's blocks.
-fn bridge(view: &View, mtu: u32, out: &mut Wishes) {
-    let dev = view.local.bridge;
+/// The bridges for pods: the node's own, and those of segments that have another.
+fn bridges(view: &View) -> BTreeSet<IfName> {
+    segments::bridges(view).into_iter().chain([view.local.bridge]).collect()
+}
+
+/// A bridge for pods.
+fn bridge(view: &View, dev: IfName, mtu: u32, out: &mut Wishes) {
     // Fixed, else it would be the lowest of the ports' and change as pods come and go.
     let mac = view.local.mac_of(dev);
     let link = Link {
@@ -150,8 +156,13 @@ fn bridge(view: &View, mtu: u32, out: &mut Wishes) {
     for sysctl in [DeviceSysctl::AcceptRa, DeviceSysctl::AcceptDad] {
         out.want(Key::DeviceSysctl(dev, sysctl), Object::Sysctl(0), "bridge for pods");
     }
+}
+
+/// The bridge of a pool's pods bears the gateway of each of this host's blocks.
+fn gateways(view: &View, out: &mut Wishes) {
     for pool in view.pools.values() {
         out.serve(Some(pool.name.clone()));
+        let dev = view.bridge_of_pool(pool);
         for block in view.own_blocks_in(pool) {
             if let Some(net) = gateway(block) {
                 out.want(Key::Address(dev, net), Object::Address { ours: true }, "pods' gateway");
@@ -268,6 +279,7 @@ pub(super) fn attachment(view: &View, key: &AttachmentKey) -> Wishes {
     for (key, object, role) in attach::host_objects(attachment) {
         out.want(key, object, role);
     }
+    on_segments(view, attachment, &mut out);
     if attachment.attach == Attach::Routed && attachment.ips().any(|addr| addr.is_ipv4()) {
         // A proxy answers only for what the host has a route to (`arp_process`, net/ipv4/arp.c): this is one where there is
         // no default route.
@@ -275,4 +287,25 @@ pub(super) fn attachment(view: &View, key: &AttachmentKey) -> Wishes {
         out.want(key, Object::Route(Via::Link(view.local.bridge)), "answers for pods' gateway");
     }
     out
+}
+
+/// A pod whose prefix is the whole pool's reaches all others of it straight: its segment is in use for as long as the pod is there, by
+/// whatever backend the host itself sends.
+fn on_segments(view: &View, attachment: &Attachment, out: &mut Wishes) {
+    for pool in view.pools.values() {
+        let is_its = |net: ipnet::IpNet| pool.cidr == Prefix::holding(net.addr(), net.prefix_len());
+        let has_its = || attachment.ips().any(|addr| pool.cidr.contains(addr));
+        if attachment.attach == Attach::Routed && pool.backend.segment().is_some() && has_its() {
+            let text = format!(
+                "it is routed, and the pods of pool {} are on one segment: those of other hosts ask for it there in vain. Attach it anew \
+                 by a bridge",
+                pool.name
+            );
+            out.problem(format!("attachment {}", attachment.key), text);
+        }
+        if pool.cidr.len() < pool.block_len && attachment.addresses.iter().any(|address| is_its(address.net)) {
+            let segments = view.active_backends(pool).into_iter().filter(|backend| backend.segment().is_some());
+            out.uses.extend(segments.map(|segment| (pool.name.clone(), segment.clone())));
+        }
+    }
 }

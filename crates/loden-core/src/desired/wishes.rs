@@ -39,6 +39,8 @@ pub struct Wishes {
     /// The tunnels' devices that this node's record promises to its peers, with what each takes in: such a device is not removed
     /// before the promise has been taken back.
     pub promised: BTreeMap<IfName, TunnelEnd>,
+    /// Those of them that it promises as ports of an extended bridge.
+    pub promised_segments: BTreeSet<IfName>,
     /// Set while this node's record lags behind what it is to promise: the tunnels of that. An older promise may be on its way
     /// through the datastore, so no other tunnel's device is removed either.
     pub unsaid: Option<BTreeSet<TunnelEnd>>,
@@ -57,6 +59,7 @@ impl Wishes {
             hold: false,
             partial: false,
             promised: BTreeMap::new(),
+            promised_segments: BTreeSet::new(),
             unsaid: None,
         }
     }
@@ -97,7 +100,7 @@ impl Wishes {
         objects.dedup_by(|(key, second), (first_key, first)| {
             let is_twice = key == first_key;
             match (is_twice, &mut first.object, &second.object) {
-                (true, Object::Link(first), Object::Link(second)) => first.mtu = first.mtu.min(second.mtu),
+                (true, Object::Link(first), Object::Link(second)) => first.merge(second),
                 (true, Object::Tunnel(first), Object::Tunnel(second)) => first.merge(second),
                 _ => {}
             }

@@ -12,6 +12,8 @@ pub struct Offer {
     pub supply: Supply,
     /// The gateway of its subnet.
     pub gateway: Option<IpAddr>,
+    /// The subnet that the address is given with, where that is more than the range's.
+    pub segment: Option<Prefix>,
 }
 
 /// What is needed.

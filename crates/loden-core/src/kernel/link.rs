@@ -135,6 +135,20 @@ impl Link {
             && self.group == actual.group
     }
 
+    /// Makes it serve another wish for the same link too: the smaller MTU does for both, and a port of a bridge takes in what any
+    /// other does.
+    pub fn merge(&mut self, other: &Self) {
+        self.mtu = self.mtu.min(other.mtu);
+        self.master = self.master.or(other.master);
+        self.port.isolated |= other.port.isolated;
+        if let (LinkKind::Vxlan(own), LinkKind::Vxlan(other)) = (&mut self.kind, &other.kind) {
+            own.learning |= other.learning;
+            own.group = own.group.or(other.group);
+            own.reports_misses |= other.reports_misses;
+            own.most_entries = own.most_entries.max(other.most_entries);
+        }
+    }
+
     /// How `actual`, which has the wanted name, may be turned into `self`.
     ///
     /// The rule for devices that others made: one whose fixed settings are as wanted is adopted (so a node takes over
@@ -190,6 +204,14 @@ impl Vxlan {
         }
         if self.reports_misses != actual.reports_misses {
             return differ("report of misses", &self.reports_misses, &actual.reports_misses);
+        }
+        if self.most_entries != actual.most_entries {
+            return differ("limit of entries", &self.most_entries, &actual.most_entries);
+        }
+        // A living device can be told of another, and does not join it (`vxlan_multicast_join` is called when it is set up).
+        if self.group != actual.group {
+            let name = |group: Option<IpAddr>| group.map_or_else(|| "none".to_owned(), |group| group.to_string());
+            return differ("group", &name(self.group), &name(actual.group));
         }
         match (self.local, actual.local) {
             (Some(wanted), Some(is)) if wanted.is_ipv4() != is.is_ipv4() => differ("local address", &wanted, &is),

@@ -265,6 +265,15 @@ pub enum Expr {
         /// Whether another is what matches.
         negate: bool,
     },
+    /// The packet leaves, or with `negate` does not leave, by this link.
+    Output {
+        /// The link.
+        name: IfName,
+        /// Whether another is what matches.
+        negate: bool,
+    },
+    /// The packet is of ICMP, or of ICMPv6 in that family, and of this type.
+    Icmp(Family, u8),
     /// The connection's destination was, or with `negate` was not, changed by a [`Expr::Redirect`].
     Redirected {
         /// Whether one that was not is what matches.

@@ -65,6 +65,9 @@ pub enum Receive {
         mac: Mac,
         /// The UDP port it listens on.
         port: u16,
+        /// Whether what comes in is on one segment with its pods: its bridge is extended over the device.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        bridged: bool,
     },
     /// Plain routed packets for its blocks.
     HostGw,

@@ -63,6 +63,15 @@ pub enum BackendConfig {
 }
 
 impl BackendConfig {
+    /// Its options, if it puts the pods of all hosts on one segment.
+    #[must_use]
+    pub fn segment(&self) -> Option<&VxlanConfig> {
+        match self {
+            Self::Vxlan(config) => Some(config).filter(|config| config.bridged),
+            _ => None,
+        }
+    }
+
     /// The name as configuration has it.
     #[must_use]
     pub fn kind(&self) -> &'static str {

@@ -87,7 +87,7 @@ fn all_take_in_vni_2(view: &mut View) {
         for receive in node.receives.clone() {
             if let Receive::Vxlan { underlay, mac, port, .. } = receive {
                 let vni = Vni::new(2).expect("VNI");
-                node.receives.push(Receive::Vxlan { vni, underlay, mac, port });
+                node.receives.push(Receive::Vxlan { vni, underlay, mac, port, bridged: false });
             }
         }
         for sends in node.sends.values_mut() {

@@ -283,6 +283,7 @@ fn what_flannel_sees_of_a_node_of_lodens() {
         underlay: loden_core::model::Family::V4,
         mac: "02:00:00:00:00:01".parse().expect("a MAC"),
         port,
+        bridged: false,
     };
     worker.receives = vec![receive(8472)];
     assert_eq!(keys(&worker, V4)[0].1, vxlan("172.16.0.5"));

@@ -98,6 +98,7 @@ fn node() -> impl Strategy<Value = Record> {
             underlay: if is_v4 { Family::V4 } else { Family::V6 },
             mac: Mac([2, 0, 0, 0, 0, 0]),
             port: 8472,
+            bridged: vni == 2,
         }),
     ];
     let receives = proptest::collection::vec(receive, 0..4);
@@ -336,6 +337,7 @@ fn peer(n: u32) -> [Record; 2] {
         underlay: Family::V4,
         mac: Mac([2, 9, 0, 0, a, b]),
         port: 8472,
+        bridged: false,
     }];
     let pool: loden_core::model::PoolName = "big".parse().expect("name");
     let sends = BTreeMap::from([(pool.clone(), BTreeSet::from([big_pool().backend]))]);

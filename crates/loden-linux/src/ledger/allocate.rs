@@ -53,7 +53,8 @@ impl Ledger {
                 Some(addr) => self.claim(choice, addr)?,
                 None => self.first_with_room(choice, demand, quarantine, look)?.map_err(ReserveError::Exhausted)?,
             };
-            let net = IpNet::new(addr, offer.supply.range.subnet().len());
+            let subnet = offer.segment.unwrap_or(offer.supply.range.subnet());
+            let net = IpNet::new(addr, subnet.len());
             let net = net.map_err(|_| ReserveError::Taken { addr, holder: None })?;
             taken.push(PodAddress { net, gateway: offer.gateway, supply: Some(offer.supply.clone()) });
             changed.push((&offer.supply, state));

@@ -240,6 +240,7 @@ const REG32: u32 = 8;
 /// `NFT_META_*`.
 const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
+const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 /// `IPS_DST_NAT`, linux/netfilter/nf_conntrack_common.h.
@@ -305,6 +306,17 @@ fn expr(w: &mut Writer, expr: &Expr) {
         Expr::Input { name, negate } => {
             meta(w, META_IIFNAME, REG);
             cmp(w, *negate, &padded(*name));
+        }
+        Expr::Output { name, negate } => {
+            meta(w, META_OIFNAME, REG);
+            cmp(w, *negate, &padded(*name));
+        }
+        Expr::Icmp(family, kind) => {
+            meta(w, META_L4PROTO, REG);
+            cmp(w, false, &[if *family == Family::V4 { 1 } else { 58 }]);
+            // NFT_PAYLOAD_TRANSPORT_HEADER
+            load(w, 2, 0, 1, REG);
+            cmp(w, false, &[*kind]);
         }
         Expr::Redirected { negate } => {
             // NFT_CT_STATUS

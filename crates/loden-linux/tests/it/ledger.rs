@@ -34,7 +34,7 @@ impl Lots {
 fn draft(container: &str) -> Draft {
     let offer = |range: &str| {
         let supply = Supply { network: None, range: range.parse().expect("a range") };
-        vec![Offer { supply, gateway: None }]
+        vec![Offer { supply, gateway: None, segment: None }]
     };
     let key = AttachmentKey {
         network: "net".to_owned(),
@@ -66,7 +66,14 @@ fn draft(container: &str) -> Draft {
 fn node(blocks: &[&str], until_ms: Option<u64>) -> NodeFile {
     let block = |text: &&str| {
         let cidr: Prefix = text.parse().expect("a prefix");
-        NodeBlock { cidr, gateway: cidr.nth(1).expect("an address"), pool: "p".parse().expect("a name"), until_ms }
+        NodeBlock {
+            cidr,
+            gateway: cidr.nth(1).expect("an address"),
+            pool: "p".parse().expect("a name"),
+            segment: None,
+            bridge: None,
+            until_ms,
+        }
     };
     let (node, bridge) = ("n".parse().expect("a name"), "cni0".parse().expect("a name"));
     NodeFile { node, bridge, mtu_pod: 1450, blocks: blocks.iter().map(block).collect() }
@@ -163,7 +170,7 @@ fn a_block_is_taken_out_of_the_plugins_hands_only_while_nobody_has_an_address_of
     let draft_of = |container: &str| {
         let mut draft = draft(container);
         let supply = Supply { network: None, range: blocks[1].parse().expect("a range") };
-        draft.demand.choices = vec![vec![Offer { supply, gateway: None }]];
+        draft.demand.choices = vec![vec![Offer { supply, gateway: None, segment: None }]];
         draft
     };
     let (mut retired, mut refused) = (0, 0);

@@ -231,6 +231,7 @@ pub fn view(peers: u32) -> View {
             underlay,
             mac: Mac::derived(&[tag, name.as_str()]),
             port: 8472,
+            bridged: false,
         };
         put(
             &mut view,

@@ -30,7 +30,7 @@ fn write_node(run_dir: &RunDir) -> Result<()> {
     let block = |cidr: &str| -> Result<NodeBlock> {
         let cidr: Prefix = cidr.parse()?;
         let gateway = cidr.nth(1).context("a block of one address")?;
-        Ok(NodeBlock { cidr, gateway, pool: "bench".parse()?, until_ms: None })
+        Ok(NodeBlock { cidr, gateway, pool: "bench".parse()?, segment: None, bridge: None, until_ms: None })
     };
     let blocks = BLOCKS.into_iter().map(block).collect::<Result<_>>()?;
     let node = NodeFile { node: "bench".parse()?, bridge: "cni0".parse()?, mtu_pod: 1500, blocks };

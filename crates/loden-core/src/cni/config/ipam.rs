@@ -9,7 +9,7 @@ use crate::cni::CniError;
 use crate::cni::keys::Keys;
 use crate::ipam::Range;
 use crate::kernel::default_priority;
-use crate::model::{Family, PodAddress, PodRoute, Prefix, RouteExtras, is_plain_name};
+use crate::model::{Family, PodAddress, PodRoute, PoolName, Prefix, RouteExtras, is_plain_name};
 
 /// The whole `ipam`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct IpamConf {
     pub resolv_conf: Option<String>,
     /// `reserved`: what is given only to who asks for it.
     pub reserved: Vec<Prefix>,
+    /// `pools`: the only ones whose blocks are meant, of those of the node. None: all whose pods are on the node's bridge.
+    pub pools: Vec<PoolName>,
 }
 
 /// Where addresses come from.
@@ -46,7 +48,7 @@ pub enum IpamSource {
 impl IpamConf {
     /// Without any key of its own.
     pub(super) fn of(source: IpamSource) -> Self {
-        Self { source, routes: None, dns: None, resolv_conf: None, reserved: Vec::new() }
+        Self { source, routes: None, dns: None, resolv_conf: None, reserved: Vec::new(), pools: Vec::new() }
     }
 
     /// Reads `ipam`; without one, or without a type, addresses come from `usual`.
@@ -67,6 +69,10 @@ impl IpamConf {
                 );
             }
         };
+        let pools = ipam.all_parsed("pools", "names of pools")?;
+        if !pools.is_empty() && source != IpamSource::Node {
+            return Err(ipam.wrong("pools", "nothing: they belong to the type \"loden\", and nothing else"));
+        }
         let routes = ipam.get("routes").map(|_| ipam.objects("routes")?.iter().map(route).collect()).transpose()?;
         Ok(Self {
             source,
@@ -74,6 +80,7 @@ impl IpamConf {
             dns: ipam.get("dns").cloned(),
             resolv_conf: ipam.text("resolvConf")?.map(str::to_owned),
             reserved: prefixes(&ipam, "reserved")?,
+            pools,
         })
     }
 }

@@ -88,7 +88,7 @@ impl Attributes {
             BackendConfig::Vxlan(vxlan) => {
                 let mut vteps = PerFamily::default();
                 for receive in &node.receives {
-                    if let Receive::Vxlan { vni, underlay, mac, port } = *receive
+                    if let Receive::Vxlan { vni, underlay, mac, port, bridged: false } = *receive
                         && (vni, port) == (vxlan.vni, vxlan.port)
                     {
                         vteps.set(underlay, Vtep { vni: short(vni.get()), mac });
@@ -128,6 +128,7 @@ impl Attributes {
                     underlay,
                     mac: vtep.mac,
                     port: vxlan.port,
+                    bridged: false,
                 };
                 Ok(ours.map(receive).collect())
             }

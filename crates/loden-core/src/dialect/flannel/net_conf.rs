@@ -11,8 +11,10 @@ use super::{FlannelError, json};
 use crate::config::ConfigError;
 use crate::config::cluster::{self, check_pool};
 use crate::config::fields::{Fields, nearest};
+use crate::config::segment::{Segment, Words as SegmentWords};
 use crate::model::{
-    BackendConfig, Family, HostGwConfig, IpipConfig, Pool, PoolName, Prefix, UdpConfig, Vni, VxlanConfig,
+    BackendConfig, Control, Family, HostGwConfig, IfName, IpipConfig, PerFamily, Pool, PoolName, Prefix, UdpConfig,
+    Vni, VxlanConfig,
 };
 
 /// A network.
@@ -213,10 +215,7 @@ fn parse_backend(fields: Option<Fields>) -> Result<BackendConfig, FlannelError> 
     match name.as_str() {
         "vxlan" => {
             let usual = VxlanConfig::default();
-            if fields.flag("Learning")? == Some(true) {
-                let meant = "loden knows every VTEP and learns none from packets; leave it out";
-                return Err(fields.invalid("Learning", &true, meant).into());
-            }
+            let Segment { control, bridged, group, bridge } = parse_segment(&mut fields)?;
             let vni = fields.number("VNI", 1, (1 << 24) - 1)?.map_or(Ok(usual.vni), Vni::new);
             let port = fields.number("Port", 0, 65_535)?.and_then(|port| u16::try_from(port).ok());
             Ok(BackendConfig::Vxlan(VxlanConfig {
@@ -231,7 +230,10 @@ fn parse_backend(fields: Option<Fields>) -> Result<BackendConfig, FlannelError> 
                 },
                 gbp: fields.flag("GBP")?.unwrap_or(usual.gbp),
                 direct_routing: fields.flag("DirectRouting")?.unwrap_or(usual.direct_routing),
-                ..usual
+                control,
+                bridged,
+                group,
+                bridge,
             }))
         }
         "host-gw" => Ok(BackendConfig::HostGw(HostGwConfig {})),
@@ -253,6 +255,29 @@ fn parse_backend(fields: Option<Fields>) -> Result<BackendConfig, FlannelError> 
             Err(fields.invalid("Type", &format!("{other:?}"), &meant).into())
         }
     }
+}
+
+/// What flannel's own `Learning` says, and loden's keys beside it.
+fn parse_segment(fields: &mut Fields) -> Result<Segment, ConfigError> {
+    const WORDS: SegmentWords =
+        SegmentWords { control: "Control", bridged: "Bridged", group: "Group", bridge: "Bridge" };
+    let learning = fields.flag("Learning")?;
+    let mut segment = Segment::parse(fields, &WORDS)?;
+    match (learning, segment.control) {
+        (Some(true), Control::Static) => (segment.control, segment.bridged) = (Control::Learn, true),
+        (Some(true), Control::Miss) => {
+            return Err(fields.invalid(
+                "Learning",
+                &true,
+                "it and `Control` \"miss\" exclude each other; leave one out",
+            ));
+        }
+        (Some(false), Control::Learn) => {
+            return Err(fields.invalid("Learning", &false, "true was meant, since `Control` is \"learn\""));
+        }
+        _ => {}
+    }
+    Ok(segment)
 }
 
 /// Whether flannel has words for a pool, beside the first one.
@@ -322,6 +347,16 @@ struct WrittenBackend {
     gbp: bool,
     #[serde(rename = "DirectRouting", skip_serializing_if = "std::ops::Not::not")]
     direct_routing: bool,
+    #[serde(rename = "Learning", skip_serializing_if = "std::ops::Not::not")]
+    learning: bool,
+    #[serde(rename = "Control", skip_serializing_if = "Option::is_none")]
+    control: Option<Control>,
+    #[serde(rename = "Bridged", skip_serializing_if = "std::ops::Not::not")]
+    bridged: bool,
+    #[serde(rename = "Group", skip_serializing_if = "PerFamily::is_empty")]
+    group: PerFamily<IpAddr>,
+    #[serde(rename = "Bridge", skip_serializing_if = "Option::is_none")]
+    bridge: Option<IfName>,
 }
 
 impl WrittenBackend {
@@ -333,9 +368,20 @@ impl WrittenBackend {
             BackendConfig::Ipip(IpipConfig { direct_routing }) => {
                 Self { kind, direct_routing: *direct_routing, ..Self::default() }
             }
-            BackendConfig::Vxlan(VxlanConfig { vni, port, mtu, gbp, direct_routing, .. }) => {
-                Self { kind, vni: Some(*vni), port: Some(*port), mtu: *mtu, gbp: *gbp, direct_routing: *direct_routing }
-            }
+            BackendConfig::Vxlan(vxlan) => Self {
+                kind,
+                vni: Some(vxlan.vni),
+                port: Some(vxlan.port),
+                mtu: vxlan.mtu,
+                gbp: vxlan.gbp,
+                direct_routing: vxlan.direct_routing,
+                // flannel's own word says it all.
+                learning: vxlan.control == Control::Learn,
+                control: Some(vxlan.control).filter(|control| *control == Control::Miss),
+                bridged: vxlan.bridged && vxlan.control == Control::Miss,
+                group: vxlan.group,
+                bridge: vxlan.bridge,
+            },
         }
     }
 }

@@ -140,6 +140,10 @@ impl fmt::Display for Expr {
             Self::ToPort(transport, port) => write!(f, "{transport} dport {port}"),
             Self::Protocol(number) => write!(f, "meta l4proto {number}"),
             Self::Input { name, negate } => write!(f, "iifname {}\"{name}\"", not(negate)),
+            Self::Output { name, negate } => write!(f, "oifname {}\"{name}\"", not(negate)),
+            Self::Icmp(family, kind) => {
+                write!(f, "{} type {kind}", if *family == Family::V4 { "icmp" } else { "icmpv6" })
+            }
             Self::Redirected { negate } => {
                 write!(f, "ct status & dnat {} 0", if *negate { "==" } else { "!=" })
             }
