@@ -11,7 +11,7 @@ use loden_core::desired::Source;
 use loden_core::ipam::{self, OwnBlock};
 use loden_core::kernel::link::LinkKind;
 use loden_core::kernel::{Kernel, Key, Object, Sort};
-use loden_core::model::{BackendConfig, Block, Pool, PoolName, Prefix};
+use loden_core::model::{BackendConfig, Block, Control, Pool, PoolName, Prefix};
 use loden_core::view::{Problem, View};
 use loden_store::Readiness;
 
@@ -118,7 +118,15 @@ fn describe(backend: &BackendConfig) -> String {
     match backend {
         BackendConfig::Vxlan(v) => {
             let direct = if v.direct_routing { ", direct routing" } else { "" };
-            format!("vxlan vni {} port {}{direct}", v.vni, v.port)
+            let control = match v.control {
+                Control::Static => "",
+                Control::Learn => ", learning",
+                Control::Miss => ", by answered misses",
+            };
+            let bridged = if v.bridged { " over an extended bridge" } else { "" };
+            let groups: Vec<_> = v.group.iter().map(|(_, group)| group.to_string()).collect();
+            let groups = if groups.is_empty() { String::new() } else { format!(", group {}", groups.join(" and ")) };
+            format!("vxlan vni {} port {}{direct}{control}{bridged}{groups}", v.vni, v.port)
         }
         BackendConfig::HostGw(_) => "host-gw".to_owned(),
         BackendConfig::Udp(udp) => format!("udp port {}", udp.port),

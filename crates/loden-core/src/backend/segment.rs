@@ -46,7 +46,9 @@ pub(super) fn admit(cx: &Context<'_>, config: &VxlanConfig, peer: &Node, out: &m
         return;
     }
     let Ok((dev, _, vtep)) = config.vtep_of(cx, peer) else { return };
-    if group(cx, config, Family::of(vtep)).is_none() {
+    // While anything is being changed not all are members of the same group.
+    let is_settled = cx.view.active_backends(cx.pool).len() == 1;
+    if group(cx, config, Family::of(vtep)).is_none() || !is_settled {
         out.want(Key::Flood(dev, vtep), Object::Flood, "is sent what is flooded");
     }
 }

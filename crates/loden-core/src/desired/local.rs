@@ -304,8 +304,17 @@ fn on_segments(view: &View, attachment: &Attachment, out: &mut Wishes) {
             out.problem(format!("attachment {}", attachment.key), text);
         }
         if pool.cidr.len() < pool.block_len && attachment.addresses.iter().any(|address| is_its(address.net)) {
-            let segments = view.active_backends(pool).into_iter().filter(|backend| backend.segment().is_some());
-            out.uses.extend(segments.map(|segment| (pool.name.clone(), segment.clone())));
+            let active = view.active_backends(pool);
+            let segments: Vec<_> = active.into_iter().filter(|backend| backend.segment().is_some()).collect();
+            if segments.is_empty() {
+                let text = format!(
+                    "its address has the length of the whole pool {}, which is on one segment no more: it looks there for the pods of \
+                     other hosts in vain. Attach it anew",
+                    pool.name
+                );
+                out.problem(format!("attachment {}", attachment.key), text);
+            }
+            out.uses.extend(segments.into_iter().map(|segment| (pool.name.clone(), segment.clone())));
         }
     }
 }

@@ -212,6 +212,82 @@ fn addresses_that_do_for_no_pool_are_refused() {
 }
 
 #[test]
+fn a_segment_is_asked_for_whole_or_not_at_all() {
+    let backend = |rest: &str| format!("backend = {{ type = \"vxlan\", {rest} }}");
+    let at = "`pool[0].backend";
+    let of_pool = "`pool.p.backend";
+    let check = |rest: &str, expected: &str| check_pool(&backend(rest), expected);
+    check("control = \"flood\"", &format!("{at}.control` is \"flood\": \"static\", \"learn\" or \"miss\" was meant"));
+    check("group = \"239.1.1.42\"", &format!("{at}.group` is \"239.1.1.42\": a table of keys was meant"));
+    let meant = "a multicast group of IPv4 was meant, such as \"239.1.1.42\"";
+    check("control = \"learn\", group = { v4 = \"all\" }", &format!("{at}.group.v4` is \"all\": {meant}"));
+    for addr in ["192.0.2.1", "ff05::42"] {
+        let rest = format!("control = \"learn\", group = {{ v4 = \"{addr}\" }}");
+        check(&rest, &format!("{of_pool}.group.v4` is {addr}: {meant}"));
+    }
+    check(
+        "control = \"learn\", group = { v6 = \"2001:db8::1\" }",
+        &format!("{of_pool}.group.v6` is 2001:db8::1: a multicast group of IPv6 was meant, such as \"ff05::42\""),
+    );
+    check(
+        "group = { v4 = \"239.1.1.42\" }",
+        &format!("{of_pool}.group.v4` is 239.1.1.42: a group is for what is flooded: control = \"learn\" goes with it"),
+    );
+    check(
+        "control = \"learn\", bridged = false",
+        &format!(
+            "{of_pool}.bridged` is false: what is learned is where the pods of one segment are: leave it out, or true"
+        ),
+    );
+    check(
+        "bridged = true",
+        &format!(
+            "{of_pool}.bridged` is true: where the pods of a segment are has to be learned or asked for: control = \"learn\" (or \
+             \"miss\") goes with it"
+        ),
+    );
+    check(
+        "control = \"learn\", direct_routing = true",
+        &format!(
+            "{of_pool}.direct_routing` is true: false was meant: the pods of one segment reach each other without a router"
+        ),
+    );
+    check(
+        "bridge = \"tenant1\"",
+        &format!(
+            "{of_pool}.bridge` is tenant1: pods that are routed are on the node's own: control = \"learn\" goes with it"
+        ),
+    );
+    let whole = backend("control = \"learn\", gbp = true, bridge = \"tenant1\", group = { v6 = \"ff05::42\" }");
+    parse_pools(from_toml(&format!("[[pool]]\nname = \"p\"\ncidr = \"10.0.0.0/16\"\n{whole}\n"))).expect("a segment");
+}
+
+#[test]
+fn a_network_is_a_vni_and_a_bridge() {
+    let check = |second: &str, expected: &str| {
+        let first = "[[pool]]\nname = \"one\"\ncidr = \"10.0.0.0/16\"\n\
+                     backend = { type = \"vxlan\", vni = 7, control = \"learn\", bridge = \"t1\" }\n";
+        let second =
+            format!("[[pool]]\nname = \"two\"\ncidr = \"fd00::/56\"\nbackend = {{ type = \"vxlan\", {second} }}\n");
+        let said = parse_pools(from_toml(&format!("{first}{second}"))).err().map(|error| error.to_string());
+        assert_eq!(said.unwrap_or_default(), expected, "{second}");
+    };
+    let alike = "pool two clashes with pool one: both use VNI 7, which is one device, and differ in control, bridged, group or \
+                 bridge; give them different VNIs, or set both alike";
+    check("vni = 7, control = \"learn\", bridge = \"t2\"", alike);
+    check("vni = 7, control = \"learn\", bridge = \"t1\", group = { v4 = \"239.1.1.1\" }", alike);
+    check("vni = 7", alike);
+    check(
+        "vni = 8, control = \"learn\", bridge = \"t1\"",
+        "pool two clashes with pool one: both extend bridge t1, which is one segment, by VNIs 8 and 7; give them one VNI, or each a \
+         bridge of its own (`bridge`)",
+    );
+    check("vni = 7, control = \"learn\", bridge = \"t1\"", "");
+    check("vni = 8, control = \"learn\", bridge = \"t2\"", "");
+    check("vni = 8", "");
+}
+
+#[test]
 fn pools_that_cannot_both_be_are_refused() {
     let check = |second: &str, expected: &str| {
         let first = "[[pool]]\nname = \"one\"\ncidr = \"10.0.0.0/16\"\nbackend = { type = \"vxlan\" }\n";

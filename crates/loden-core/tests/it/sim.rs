@@ -5,16 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use loden_core::desired::{Desired, Source, published};
-use loden_core::kernel::link::{Link, LinkKind};
+use loden_core::kernel::link::{Link, LinkKind, Vxlan};
 use loden_core::kernel::{Key, Object, Observed, Sort, Via, default_priority};
 use loden_core::model::{
-    BackendConfig, Block, Entry, IfName, Node, NodeName, PerFamily, Pool, PoolName, Prefix, Receive, Record,
+    Attachment, BackendConfig, Block, Entry, IfName, Node, NodeName, PerFamily, Pool, PoolName, Prefix, Receive, Record,
 };
-use loden_core::plan::Plan;
+use loden_core::plan::{Plan, Verb};
 use loden_core::underlay::Underlay;
 use loden_core::view::{Abilities, Changed, Local, Said, View};
+
+use serde_json::json;
 
 use crate::picture;
 use loden_testkit::FakeKernel;
@@ -44,6 +47,10 @@ pub struct Host {
     pub dead: bool,
     /// Set while a new agent has not looked at its kernel yet.
     is_starting: bool,
+    /// Set from when a device has been made anew until what stood on it is back: a packet may be lost meanwhile.
+    is_remaking: bool,
+    /// The pools that a pod here has an address of with the pool's length, so that it reaches others by their segment alone.
+    pods: BTreeMap<PoolName, Prefix>,
 }
 
 impl Sim {
@@ -98,9 +105,10 @@ impl Sim {
             let plan = Plan::of(&host.desired);
             assert!(plan.refused.is_empty(), "{plan}");
             if plan.is_empty() {
-                host.is_starting = false;
+                (host.is_starting, host.is_remaking) = (false, false);
                 break;
             }
+            host.is_remaking |= plan.steps.iter().any(|step| step.verb == Verb::Recreate);
             assert!(pass < 4, "{} does not come to an end:\n{plan}", host.name);
             let mut kernel = std::mem::take(&mut host.kernel);
             kernel.run(&plan, |now, step| {
@@ -153,10 +161,27 @@ impl Sim {
         let mut kernel = std::mem::take(&mut self.hosts[n].kernel);
         // Engines end with the process.
         kernel.objects.retain(|key, _| key.sort() != Sort::Tunnel);
-        self.hosts[n] = Host { kernel, changed: picture::everything(), is_starting: true, ..Host::new(n) };
+        let pods = std::mem::take(&mut self.hosts[n].pods);
+        self.hosts[n] = Host { kernel, changed: picture::everything(), is_starting: true, pods, ..Host::new(n) };
+        self.hosts[n].look_at_pods();
         while self.hosts[n].cursor < self.log.len() {
             self.deliver(n);
         }
+    }
+
+    /// Attaches a pod of each pool here, with the prefix that the plugin would have been told; or takes them away.
+    pub fn attach(&mut self, n: usize, is_there: bool) {
+        let host = &mut self.hosts[n];
+        let is_right = host.desired.map().count_differences() == 0 && host.changed.is_empty() && !host.is_starting;
+        if host.dead || (is_there && !is_right) {
+            return;
+        }
+        host.pods.clear();
+        if is_there {
+            let whole = host.view.pools.values().filter(|pool| host.view.is_whole_segment(pool));
+            host.pods = whole.map(|pool| (pool.name.clone(), pool.cidr)).collect();
+        }
+        host.look_at_pods();
     }
 
     /// Goes on until nobody has anything left to do.
@@ -185,6 +210,15 @@ impl Sim {
         }
         for a in &self.hosts {
             for b in self.hosts.iter().filter(|b| b.name != a.name && !b.dead) {
+                for pool in a.pods.keys() {
+                    let way = |from: &Host, to| if from.is_remaking { Ok(()) } else { on_one_segment(from, to) };
+                    if let Err(fault) = way(a, b).and_then(|()| way(b, a)) {
+                        panic!("a pod of {pool} at {} to {}, {when}: {fault}", a.name, b.name);
+                    }
+                }
+                if a.is_remaking {
+                    continue;
+                }
                 for block in self.log.iter().filter_map(|entry| match &entry.record {
                     Record::Block(block) if block.owner == b.name => Some(block),
                     _ => None,
@@ -229,11 +263,26 @@ impl Host {
             facts: None,
             dead: false,
             is_starting: false,
+            is_remaking: false,
+            pods: BTreeMap::new(),
         }
     }
 
     fn address(&self) -> IpAddr {
         self.view.local.underlay.as_ref().and_then(|underlay| underlay.addresses.v4).expect("address")
+    }
+
+    /// Lets the agent see the pods: written down, complete, nothing else made for them.
+    fn look_at_pods(&mut self) {
+        let addresses: Vec<_> = (self.pods.values())
+            .map(|cidr| json!({ "net": format!("{}/{}", cidr.nth(9).expect("an address"), cidr.len()) }))
+            .collect();
+        let attachment = json!({ "key": { "network": "loden", "container": "pod", "ifname": "eth0" }, "complete": true,
+            "addresses": addresses, "attach": "foreign", "mac": "0a:00:00:00:00:02", "mtu": 1450, "netns": "/run/netns/pod" });
+        let attachment: Attachment = serde_json::from_value(attachment).expect("an attachment");
+        let key = attachment.key.clone();
+        let attachment = (!attachment.addresses.is_empty()).then(|| Arc::new(attachment));
+        self.changed.merge(self.view.set_attachment(key, attachment));
     }
 
     /// The VXLAN devices in the kernel.
@@ -269,6 +318,7 @@ fn usable(a: &Host, b: &Host, block: &Block) -> Result<(), String> {
                 _ => Err(format!("no device {dev}")),
             }
         }
+        Some(Via::Link(dev)) if dev.as_str() == "cni0" => on_one_segment(a, b),
         Some(Via::Link(dev)) => {
             if a.is_starting {
                 // Its engine was in the process that has ended, and is started by the next one before anything else.
@@ -286,6 +336,29 @@ fn usable(a: &Host, b: &Host, block: &Block) -> Result<(), String> {
         }
         other => Err(format!("no route: {other:?}")),
     }
+}
+
+/// Whether what is flooded at `a` comes to `b`'s pods.
+fn on_one_segment(a: &Host, b: &Host) -> Result<(), String> {
+    let ports = |host: &Host| {
+        let link_of = |(key, object): (&Key, &Object)| match (key, object) {
+            (Key::Link(dev), Object::Link(link)) if link.up && link.master.is_some() => Some((*dev, (**link).clone())),
+            _ => None,
+        };
+        let all: Vec<(IfName, Link)> = host.kernel.objects.iter().filter_map(link_of).collect();
+        all.into_iter().filter_map(|(dev, link)| match link.kind {
+            LinkKind::Vxlan(vxlan) => Some((dev, vxlan)),
+            _ => None,
+        })
+    };
+    let reaches = |(dev, near): &(IfName, Vxlan), far: &Vxlan| {
+        let is_sent_a_copy = a.kernel.objects.contains_key(&Key::Flood(*dev, b.address()));
+        let is_in_group = near.group.is_some() && near.group == far.group;
+        let both = |vxlan: &Vxlan| (vxlan.vni, vxlan.port, vxlan.learning);
+        (is_sent_a_copy || is_in_group) && near.learning && both(near) == both(far)
+    };
+    let is_there = ports(a).any(|near| ports(b).any(|(_, far)| reaches(&near, &far)));
+    if is_there { Ok(()) } else { Err(format!("{} is on no segment with {}", b.name, a.name)) }
 }
 
 /// Where the longest prefix leads.

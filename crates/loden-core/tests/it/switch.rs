@@ -1,8 +1,8 @@
 //! Changing a pool's backend under traffic: at no moment, in no order of events, does a route lead into a void.
 
 use loden_core::config::cluster::parse_pools;
-use loden_core::kernel::Key;
 use loden_core::kernel::link::LinkKind;
+use loden_core::kernel::{Key, Sort};
 use loden_core::model::{BackendConfig, Pool, Record};
 use loden_core::view::Problem;
 use proptest::prelude::*;
@@ -21,6 +21,8 @@ enum Op {
     Publish(usize),
     /// A host's agent is killed and started again.
     Restart(usize),
+    /// A host's pods are attached anew, or go.
+    Attach(usize, bool),
     /// The operator makes the next change.
     Configure,
 }
@@ -31,7 +33,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         8 => (host.clone(), 1..4_usize).prop_map(|(host, count)| Op::Deliver(host, count)),
         8 => host.clone().prop_map(Op::Reconcile),
         8 => host.clone().prop_map(Op::Publish),
-        1 => host.prop_map(Op::Restart),
+        1 => host.clone().prop_map(Op::Restart),
+        1 => (host, any::<bool>()).prop_map(|(host, is_there)| Op::Attach(host, is_there)),
         1 => Just(Op::Configure),
     ];
     proptest::collection::vec(op, 0..120)
@@ -51,6 +54,11 @@ fn udp(port: u16) -> serde_json::Value {
 
 fn ipip() -> serde_json::Value {
     json!({ "type": "ipip" })
+}
+
+fn learn(vni: u32, group: Option<&str>) -> serde_json::Value {
+    let group = group.map_or_else(|| json!({}), |group| json!({ "v4": group }));
+    json!({ "type": "vxlan", "vni": vni, "control": "learn", "group": group })
 }
 
 fn direct() -> serde_json::Value {
@@ -86,11 +94,15 @@ fn check(configurations: &[Vec<Pool>], ops: &[Op]) {
             Op::Reconcile(n) => sim.reconcile(n),
             Op::Publish(n) => sim.publish(n),
             Op::Restart(n) => sim.restart(n),
+            Op::Attach(n, is_there) => sim.attach(n, is_there),
             Op::Configure => drop(configure(&mut sim)),
         }
         sim.check(&format!("after {op:?}"));
     }
     while configure(&mut sim) {}
+    sim.settle();
+    // A pod that is on a segment keeps it up.
+    (0..3).for_each(|n| sim.attach(n, false));
     sim.settle();
     let last = rest.last().unwrap_or(first);
     check_end(&sim, last);
@@ -116,8 +128,8 @@ fn check_end(sim: &Sim, pools: &[Pool]) {
         assert_eq!(vteps, kinds, "{}", host.name);
         let unwanted: Vec<&Key> =
             host.kernel.objects.keys().filter(|key| host.desired.map().desired(key).is_none()).collect();
-        // A device's sysctls go with it, those of the host stay as they were set.
-        assert!(unwanted.iter().all(|key| matches!(key, Key::Sysctl(_))), "{}: {unwanted:?}", host.name);
+        // A device's sysctls go with it; those of the host and of what stays are left as they were set.
+        assert!(unwanted.iter().all(|key| key.sort() == Sort::Sysctl), "{}: {unwanted:?}", host.name);
     }
 }
 
@@ -161,6 +173,16 @@ fn rows() -> Vec<Vec<Vec<Pool>>> {
         one(&[ipip(), host_gw(), ipip()]),
         one(&[ipip(), udp(8285), ipip()]),
         vec![pools(&[udp(8285), udp(8285)]), pools(&[vxlan(1, 8472), udp(8285)])],
+        // To one segment and back, on the same device or on another.
+        one(&[vxlan(1, 8472), learn(1, Some("239.1.1.42")), vxlan(1, 8472)]),
+        one(&[learn(1, None), vxlan(1, 8472), learn(1, None)]),
+        one(&[vxlan(1, 8472), learn(2, None), vxlan(1, 8472)]),
+        one(&[host_gw(), learn(1, None), host_gw()]),
+        one(&[learn(1, Some("239.1.1.42")), host_gw(), udp(8285), learn(1, None)]),
+        // From one group straight to another some of what is flooded is lost: a host that has not heard of it floods to the former one.
+        one(&[learn(1, None), learn(1, Some("239.1.1.42"))]),
+        one(&[learn(1, Some("239.1.1.42")), learn(1, None)]),
+        vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[learn(1, None), learn(1, None)])],
         // Two pools share the device and are changed one after the other: the first change alone is refused.
         vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[vxlan(1, 4789), vxlan(1, 4789)])],
         vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[vxlan(2, 8472), vxlan(3, 8472)])],

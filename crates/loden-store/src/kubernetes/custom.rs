@@ -63,6 +63,9 @@ fn fill_in(spec: &mut Map<String, Value>) {
             for (key, value) in usual.as_object().into_iter().flatten() {
                 backend.entry(key.clone()).or_insert_with(|| value.clone());
             }
+            if backend.get("control").is_some_and(|control| control == "learn") {
+                backend.entry("bridged").or_insert(true.into());
+            }
         }
         _ => {}
     }
@@ -120,6 +123,9 @@ mod tests {
         assert!(pool.block_len == 24 && pool.nat_outgoing);
         let vni = 7.try_into().expect("a VNI");
         assert_eq!(pool.backend, BackendConfig::Vxlan(VxlanConfig { vni, ..VxlanConfig::default() }));
+        let pool = object(json!({"cidr": "10.0.0.0/16", "backend": {"type": "vxlan", "control": "learn"}}));
+        let Ok(Record::Pool(pool)) = read(Kind::Pool, &pool) else { panic!("a pool") };
+        assert!(pool.backend.segment().is_some(), "what learns is on an extended bridge");
         let block = object(json!({"cidr": "10.0.1.0/24", "pool": "p", "owner": "n", "ownerUid": "u"}));
         assert!(read(Kind::Block, &block).expect_err("another name").contains("10-0-1-0-24"));
     }

@@ -8,7 +8,8 @@ use serde_json::json;
 #[test]
 fn the_schemas_are_the_records() {
     let schemas = Schemas::shipped();
-    let backend = json!({"type": "vxlan", "vni": 5, "port": 4789, "mtu": 1400, "gbp": true, "directRouting": true});
+    let backend = json!({"type": "vxlan", "vni": 5, "port": 4789, "mtu": 1400, "gbp": true, "directRouting": true,
+        "control": "learn", "bridged": true, "group": {"v4": "239.1.1.42", "v6": "ff05::42"}, "bridge": "tenant1"});
     let pool = json!({"kind": "pool", "name": "p", "cidr": "10.0.0.0/16", "blockLen": 26, "firstBlock": "10.0.0.0/26",
         "lastBlock": "10.0.9.0/26", "natOutgoing": false, "nodeSelector": {"zone": "a"}, "backend": backend});
     let block = json!({"kind": "block", "cidr": "10.0.0.0/26", "pool": "p", "owner": "n", "ownerUid": "u-1"});
