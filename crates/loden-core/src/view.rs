@@ -99,6 +99,8 @@ pub struct View {
     senders: BTreeMap<PoolName, BTreeMap<BackendConfig, usize>>,
     /// How many peers lack an underlay address of the family.
     lacking: BTreeMap<Family, usize>,
+    /// How many peers have one.
+    having: BTreeMap<Family, usize>,
     /// Every block record as it came, and which are in force.
     recorded: blocks::Recorded,
     /// Who is reached where.
@@ -167,6 +169,7 @@ impl View {
             given_pools: BTreeMap::new(),
             senders: BTreeMap::new(),
             lacking: BTreeMap::new(),
+            having: BTreeMap::new(),
             recorded: blocks::Recorded::default(),
             addresses: addresses::Addresses::default(),
             refused_pools: BTreeSet::new(),
@@ -346,6 +349,12 @@ impl View {
         self.lacking.get(&family).is_some_and(|count| *count > 0)
     }
 
+    /// Whether some peer has an underlay address of the family.
+    #[must_use]
+    pub fn some_peer_has(&self, family: Family) -> bool {
+        self.having.get(&family).is_some_and(|count| *count > 0)
+    }
+
     /// Blocks that are recorded but not in force: they overlap older ones.
     pub fn refused_blocks(&self) -> impl Iterator<Item = &Block> {
         self.recorded.refused()
@@ -426,9 +435,8 @@ impl View {
         // A peer that has not said where it is lacks nothing yet.
         if node.name != self.local.node && !node.underlay.is_empty() {
             for family in Family::ALL {
-                if node.underlay.get(family).is_none() {
-                    step(self.lacking.entry(family).or_default());
-                }
+                let of = if node.underlay.get(family).is_none() { &mut self.lacking } else { &mut self.having };
+                step(of.entry(family).or_default());
             }
         }
         crosses

@@ -1,21 +1,30 @@
 //! VXLAN over an extended bridge: the pods of all hosts on one segment, which learns where they are.
 
+mod tenants;
+mod walk;
+
+use std::time::Duration;
+
+use loden_core::api::Status;
+use loden_core::model::Family;
 use loden_lab::Lab;
+use loden_lab::pod::Pod;
 use loden_lab::probe::reach;
+use loden_linux::rt::neighbour;
+use rustix::process::Signal;
 
-use crate::support::{SEGMENT, all_reach, hosts, up};
+use crate::support::{SEGMENT, all_reach, by_hand, hosts, number, say, stop, streams, up, wait_for};
 
-/// Pools of both families on one segment, with these further settings of the backend.
+/// Pools of both families with these settings of the backend.
 fn pools(backend: &str) -> String {
     let pool = |name: &str, cidr: &str| {
-        format!(
-            "[[pool]]\nname = \"{name}\"\ncidr = \"{cidr}\"\nbackend = {{ type = \"vxlan\", control = \"learn\"{backend} }}\n"
-        )
+        format!("[[pool]]\nname = \"{name}\"\ncidr = \"{cidr}\"\nbackend = {{ type = \"vxlan\"{backend} }}\n")
     };
     [pool("p4", "10.244.0.0/16"), pool("p6", "fd00:10:244::/56")].concat()
 }
 
-const GROUPS: &str = ", group = { v4 = \"239.1.1.42\", v6 = \"ff05::42\" }";
+const COPIES: &str = ", control = \"learn\"";
+const GROUPS: &str = ", control = \"learn\", group = { v4 = \"239.1.1.42\", v6 = \"ff05::42\" }";
 
 /// The pods among each other: where the underlay has no IPv4 there is no outside of IPv4.
 fn pods_reach(lab: &Lab) {
@@ -26,16 +35,49 @@ fn pods_reach(lab: &Lab) {
     assert!(!probes.is_empty() && faults.is_empty(), "{}\n{faults:#?}", reach::table(&probes));
 }
 
+fn run(lab: &Lab, place: &str, line: &str) {
+    let words = ["-c", line].map(str::to_owned);
+    assert_eq!(lab.exec(place, "sh", &words).expect("sh"), 0, "{place}: {line}");
+}
+
+/// The lengths of a pod's prefixes are the pools', and all of them is on-link there.
+fn is_on_the_segment(lab: &Lab, pod: &Pod) {
+    for (family, addr) in pod.addresses.iter() {
+        let (flag, pool) = if family == Family::V4 { ("-4", "10.244.0.0/16") } else { ("-6", "fd00:10:244::/56") };
+        let len = pool.split('/').next_back().expect("a length");
+        run(lab, &pod.name, &format!("ip {flag} address show dev eth0 | grep -q ' {addr}/{len} '"));
+        run(lab, &pod.name, &format!("ip {flag} route show {pool} | grep -q '^{pool} dev eth0'"));
+    }
+}
+
 #[test]
 fn by_a_multicast_group_all_reach_everybody() {
     let lab = up("learn-group", &[SEGMENT, &hosts(3, ""), &pools(GROUPS)].concat());
     all_reach(&lab);
+    lab.pods().iter().for_each(|pod| is_on_the_segment(&lab, pod));
+    // One group, of one underlay: what is flooded comes once.
+    run(&lab, "host1", "ip -d link show flannel.1 | grep -q 'group 239.1.1.42 .*maxaddr 16384'");
+    run(&lab, "host1", "ip maddr show dev eth0 | grep -q 239.1.1.42");
+    assert_eq!(number(&lab, "host1", "flannel-v6.1"), None);
+    // Nothing is kept for a peer.
+    run(&lab, "host1", "! ip route show proto 76 | grep -q via");
+    run(&lab, "host1", "! bridge fdb show dev flannel.1 | grep -q '^00:00:00:00:00:00 dst 192'");
 }
 
 #[test]
 fn by_copies_to_each_host_all_reach_everybody() {
-    let lab = up("learn-copies", &[SEGMENT, &hosts(3, ""), &pools("")].concat());
+    let lab = up("learn-copies", &[SEGMENT, &hosts(3, ""), &pools(COPIES)].concat());
     all_reach(&lab);
+    lab.pods().iter().for_each(|pod| is_on_the_segment(&lab, pod));
+    // What keeps them is repaired.
+    let vtep = number(&lab, "host1", "flannel.1").expect("a device");
+    by_hand(&lab, "host1", |w| neighbour::delete_flood(w, vtep, [192, 0, 2, 2].into()));
+    let took = wait_for("the entry", || {
+        let words =
+            ["-c", "bridge fdb show dev flannel.1 | grep -q '^00:00:00:00:00:00 dst 192.0.2.2 '"].map(str::to_owned);
+        lab.exec("host1", "sh", &words).expect("sh") == 0
+    });
+    say(&format!("the entry by which a host is sent what is flooded is back after {} ms", took.as_millis()));
 }
 
 #[test]
@@ -43,4 +85,90 @@ fn over_an_ipv6_underlay_all_reach_everybody() {
     let segment = "[[segment]]\nname = \"s\"\nv6 = \"2001:db8:0:2::/64\"\n";
     let lab = up("learn-v6", &[segment, &hosts(3, ""), &pools(GROUPS)].concat());
     pods_reach(&lab);
+    run(&lab, "host1", "ip -d link show flannel-v6.1 | grep -q 'group ff05::42'");
+    assert_eq!(lab.pods()[0].mtu, 1430);
+}
+
+/// Whether all hosts carry all pools by this backend alone.
+fn is_settled(lab: &Lab, is_it: &dyn Fn(&Status) -> bool) -> bool {
+    lab.hosts().iter().all(|host| {
+        let status = lab.agent(&host.name).expect("an agent").status().expect("a status");
+        let is_alone = status.pools.iter().all(|pool| pool.lingering.is_empty());
+        is_alone && status.kernel.pending == 0 && is_it(&status)
+    })
+}
+
+#[test]
+fn the_segment_comes_and_goes_under_traffic() {
+    let lab = up("learn-switch", &[SEGMENT, &hosts(3, ""), &pools("")].concat());
+    let learns = |status: &Status| status.pools.iter().all(|pool| pool.backend.contains("learning"));
+    let is_static = |status: &Status| status.pools.iter().all(|pool| !pool.backend.contains("learning"));
+    // On the device that there is, which is made anew; and on one beside it.
+    for (backend, is_lossless) in [(GROUPS, false), ("", false), (", vni = 2, control = \"learn\"", true), ("", true)] {
+        let running = streams(&lab, "host1", "host2");
+        std::thread::sleep(Duration::from_millis(200));
+        lab.apply_pools(&pools(backend)).expect("applied");
+        let is_it: &dyn Fn(&Status) -> bool = if backend.is_empty() { &is_static } else { &learns };
+        let took = wait_for("the switch", || is_settled(&lab, is_it));
+        let (sent, lost) = stop(running);
+        say(&format!("to {backend:?}: {} ms, {lost} of {sent} packets lost", took.as_millis()));
+        assert!(lost == 0 || !is_lossless, "{lost}");
+        assert!(lost < 2000, "{lost}");
+        all_reach(&lab);
+    }
+}
+
+#[test]
+fn a_pod_of_the_segment_keeps_it_up_until_it_has_gone() {
+    let mut lab = up("learn-stays", &[SEGMENT, &hosts(2, ""), &pools(GROUPS)].concat());
+    lab.apply_pools(&pools("")).expect("applied");
+    wait_for("host2 sends by routes", || {
+        let words = ["-c", "ip route show proto 76 | grep -q 'via 10.244.*dev flannel.1'"].map(str::to_owned);
+        lab.exec("host2", "sh", &words).expect("sh") == 0
+    });
+    all_reach(&lab);
+    let status = lab.agent("host1").expect("an agent").status().expect("a status");
+    assert!(
+        status.problems.iter().any(|problem| problem.to_string().contains("extended bridge")),
+        "{:?}",
+        status.problems
+    );
+    // A new one goes by its host, and reaches those of the segment.
+    let mut pods = lab.pods().to_vec();
+    pods.push(lab.attach("host2", "late").expect("attached"));
+    run(&lab, "late", "ip -4 address show dev eth0 | grep -q '/24 '");
+    lab.0.set_pods(pods.clone());
+    all_reach(&lab);
+    for pod in &pods[..2] {
+        lab.detach(pod).expect("detached");
+    }
+    pods.remove(0);
+    pods.remove(0);
+    wait_for("the segment goes", || is_settled(&lab, &|_| true));
+    pods.push(lab.attach("host1", "later").expect("attached"));
+    lab.0.set_pods(pods);
+    all_reach(&lab);
+    run(&lab, "host1", "! ip link show flannel.1 | grep -q master");
+}
+
+#[test]
+fn with_all_agents_dead_the_segment_goes_on_and_a_start_writes_nothing() {
+    let lab = up("learn-kill", &[SEGMENT, &hosts(3, ""), &pools(GROUPS)].concat());
+    let running = streams(&lab, "host1", "host2");
+    for host in lab.hosts() {
+        lab.agent(&host.name).expect("an agent").end(Signal::KILL).expect("it ends");
+    }
+    // Those who have not spoken to each other yet find each other too.
+    all_reach(&lab);
+    let mut writes = 0;
+    for host in lab.hosts() {
+        let agent = lab.agent(&host.name).expect("an agent");
+        agent.start(&lab.binaries().lodend, false).expect("it starts");
+        agent.wait_ready().expect("it gets ready");
+        writes += agent.status().expect("a status").kernel.writes.values().sum::<u64>();
+    }
+    let (sent, lost) = stop(running);
+    say(&format!("all agents killed: {lost} of {sent} packets lost, {writes} writes in their starts"));
+    assert_eq!((lost, writes), (0, 0));
+    all_reach(&lab);
 }

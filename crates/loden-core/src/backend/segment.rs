@@ -8,7 +8,6 @@
 use std::net::IpAddr;
 
 use super::Context;
-use super::underlays::own_underlays;
 use crate::desired::Wishes;
 use crate::kernel::{DeviceSysctl, Key, Object, Via, default_priority};
 use crate::model::{Control, Family, Node, VxlanConfig};
@@ -17,18 +16,31 @@ use crate::model::{Control, Family, Node, VxlanConfig};
 /// learned is flooded. How long one is kept is the kernel's choice.
 pub(super) const MOST_ENTRIES: u32 = 16_384;
 
-/// The families of the underlay that the segment is on, with this host's address: one that all hosts have, the pool's own first; both when
-/// no family is everybody's.
-pub(super) fn underlays(cx: &Context<'_>) -> Vec<(Family, IpAddr)> {
-    let all: Vec<_> = own_underlays(cx).collect();
-    let common = all.iter().find(|(family, _)| !cx.view.some_peer_lacks(*family)).copied();
-    common.map_or(all, |common| vec![common])
+/// The families in the order in which a segment looks for an underlay: those with a group first. All pools of the segment have the same, or
+/// each frame that is flooded would go twice.
+pub(super) fn order(config: &VxlanConfig) -> [Family; 2] {
+    let is_v6_first = config.group.v4.is_none() && config.group.v6.is_some();
+    if is_v6_first { [Family::V6, Family::V4] } else { [Family::V4, Family::V6] }
+}
+
+/// The family of the underlay that the segment is on, if all hosts have it.
+fn common(cx: &Context<'_>, config: &VxlanConfig) -> Option<Family> {
+    let has = |family: &Family| cx.underlay.addresses.get(*family).is_some();
+    let first = order(config).into_iter().find(|family| has(family) || cx.view.some_peer_has(*family));
+    first.filter(|family| has(family) && !cx.view.some_peer_lacks(*family))
+}
+
+/// The families of the underlay that the segment is on, with this host's address: the first that there is if all hosts have it, else all.
+pub(super) fn underlays(cx: &Context<'_>, config: &VxlanConfig) -> Vec<(Family, IpAddr)> {
+    let (own, common) = (cx.underlay.addresses, common(cx, config));
+    let all = order(config).into_iter().filter(|family| common.is_none_or(|common| common == *family));
+    all.filter_map(|family| own.get(family).map(|addr| (family, addr))).collect()
 }
 
 /// The multicast group that frames of unknown destination go to. With two underlays a host would get them twice: then each host is sent a
 /// copy by the one that it has.
 pub(super) fn group(cx: &Context<'_>, config: &VxlanConfig, underlay: Family) -> Option<IpAddr> {
-    config.group.get(underlay).filter(|_| config.bridged && !cx.view.some_peer_lacks(underlay))
+    config.group.get(underlay).filter(|_| config.bridged && common(cx, config) == Some(underlay))
 }
 
 /// What the host needs once besides the device.

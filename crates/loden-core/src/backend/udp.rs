@@ -1,7 +1,7 @@
 //! Bare packets in UDP: a TUN device leads the pool's packets to an engine in the agent, which sends each to the port of the
 //! host that owns its block. flannel's wire: the payload is the packet, with nothing before it.
 
-use super::underlays::{common, underlays};
+use super::underlays::{common, own_first, underlays};
 use super::{Backend, Context, engine, mtu_inside};
 use crate::config::ConfigError;
 use crate::desired::Wishes;
@@ -44,12 +44,13 @@ impl Backend for UdpConfig {
 impl UdpConfig {
     fn destination(&self, cx: &Context<'_>, peer: &Node) -> Result<Destination, String> {
         let end_at = |family| {
-            peer.receives.iter().find_map(|receive| match *receive {
+            let bursts = peer.receives.iter().find_map(|receive| match *receive {
                 Receive::Udp { underlay, port, bursts } if (underlay, port) == (family, self.port) => Some(bursts),
                 _ => None,
-            })
+            });
+            bursts.filter(|_| underlays(cx).any(|(ours, _)| ours == family))
         };
-        let (bursts, addr) = common(cx, peer, &format!("UDP port {}", self.port), end_at)?;
+        let (bursts, addr) = common(cx, own_first(cx), peer, &format!("UDP port {}", self.port), end_at)?;
         Ok(Destination { addr, port: self.port, bursts })
     }
 }

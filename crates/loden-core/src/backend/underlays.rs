@@ -15,28 +15,26 @@ pub(super) fn underlays(cx: &Context<'_>) -> impl Iterator<Item = (Family, IpAdd
     [Some(first), second].into_iter().flatten().filter_map(move |f| own.get(f).map(|addr| (f, addr)))
 }
 
-/// Both families, the one of the pool's own first, as far as this host has an address there.
-pub(super) fn own_underlays(cx: &Context<'_>) -> impl Iterator<Item = (Family, IpAddr)> {
-    let own = cx.underlay.addresses;
+/// The families in the order in which a pool's tunnel looks for an underlay: its own first.
+pub(super) fn own_first(cx: &Context<'_>) -> [Family; 2] {
     let family = cx.pool.cidr.family();
-    [family, family.other()].into_iter().filter_map(move |f| own.get(f).map(|addr| (f, addr)))
+    [family, family.other()]
 }
 
-/// What the peer takes in over the underlay of the pool's own family if both sides have it, else over the other, and where the peer
-/// is there.
+/// What the peer takes in over the first underlay that both sides have, and where the peer is there.
 ///
 /// # Errors
-/// That there is no such family, with what each side has; `tunnel` says of what.
+/// That there is no such family, with what each side has; `tunnel` says of what. `end_at` gives nothing for an underlay that this host
+/// has no end on.
 pub(super) fn common<T>(
     cx: &Context<'_>,
+    order: [Family; 2],
     peer: &Node,
     tunnel: &str,
     end_at: impl Fn(Family) -> Option<T>,
 ) -> Result<(T, IpAddr), String> {
-    let family = cx.pool.cidr.family();
-    for underlay in [family, family.other()] {
-        let is_ours = underlays(cx).any(|(ours, _)| ours == underlay);
-        if let (true, Some(end), Some(addr)) = (is_ours, end_at(underlay), peer.reached_at(underlay)) {
+    for underlay in order {
+        if let (Some(end), Some(addr)) = (end_at(underlay), peer.reached_at(underlay)) {
             return Ok((end, addr));
         }
     }

@@ -8,7 +8,7 @@
 
 use std::net::IpAddr;
 
-use super::underlays::{common, underlays};
+use super::underlays::{common, own_first, underlays};
 use super::{Backend, Context, host_gw, mtu_inside, segment};
 use crate::config::ConfigError;
 use crate::desired::Wishes;
@@ -112,7 +112,12 @@ impl Backend for VxlanConfig {
 impl VxlanConfig {
     /// The families of the underlay that it needs a device for, with this host's address.
     fn underlays(&self, cx: &Context<'_>) -> Vec<(Family, IpAddr)> {
-        if self.bridged { segment::underlays(cx) } else { underlays(cx).collect() }
+        if self.bridged { segment::underlays(cx, self) } else { underlays(cx).collect() }
+    }
+
+    /// The families in the order in which it looks for an underlay.
+    fn order(&self, cx: &Context<'_>) -> [Family; 2] {
+        if self.bridged { segment::order(self) } else { own_first(cx) }
     }
 
     /// The device for an underlay family: flannel's name, so that a node can change hands in place. A device listens on one
@@ -156,7 +161,7 @@ impl VxlanConfig {
             let is_ours = self.underlays(cx).iter().any(|(ours, _)| *ours == family);
             Some((self.device(cx, family).filter(|_| is_ours)?, mac?))
         };
-        let ((dev, mac), addr) = common(cx, peer, &format!("VNI {}", self.vni), end_at)?;
+        let ((dev, mac), addr) = common(cx, self.order(cx), peer, &format!("VNI {}", self.vni), end_at)?;
         Ok((dev, mac, addr))
     }
 }
