@@ -78,12 +78,13 @@ pub fn environment(args: &str) -> Result<Environment, CniError> {
     Environment::read(get)
 }
 
-/// A node with a block of each family.
+/// A node with a block of each family, and one of a tenant's.
 pub fn node() -> NodeFile {
     let node = json!({
         "node": "n1", "bridge": "cni0", "mtuPod": 1450,
         "blocks": [{ "cidr": "10.1.7.0/24", "gateway": "10.1.7.1", "pool": "p4" },
-                   { "cidr": "fd01:0:0:7::/64", "gateway": "fd01:0:0:7::1", "pool": "p6" }],
+                   { "cidr": "fd01:0:0:7::/64", "gateway": "fd01:0:0:7::1", "pool": "p6" },
+                   { "cidr": "10.100.7.0/26", "gateway": "10.100.7.1", "pool": "red", "segment": "10.100.0.0/16", "bridge": "red0" }],
     });
     serde_json::from_value(node).expect("a node")
 }

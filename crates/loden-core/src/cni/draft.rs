@@ -168,7 +168,7 @@ pub fn demand(network: &str, make: &MakeConf, node: Option<&NodeFile>) -> Result
             }
             if demand.choices.is_empty() {
                 let of = pools.iter().map(PoolName::as_str).collect::<Vec<_>>().join(", ");
-                let of = if of.is_empty() { of } else { format!(" of {of}") };
+                let of = if of.is_empty() { of } else { format!(" of pool {of}") };
                 return Err(CniError::new(
                     Code::TryAgain,
                     format!("this node has no block{of} to give addresses from"),

@@ -60,6 +60,8 @@ fn backend() -> impl Strategy<Value = BackendConfig> {
         json!({ "type": "vxlan" }),
         json!({ "type": "vxlan", "vni": 2 }),
         json!({ "type": "vxlan", "vni": 2, "direct_routing": true }),
+        json!({ "type": "vxlan", "vni": 3, "control": "learn", "group": { "v4": "239.1.1.42", "v6": "ff05::42" } }),
+        json!({ "type": "vxlan", "vni": 4, "control": "learn", "bridge": "tenant1" }),
         json!({ "type": "host-gw" }),
         json!({ "type": "udp" }),
         json!({ "type": "ipip" }),
@@ -93,12 +95,12 @@ fn node() -> impl Strategy<Value = Record> {
             port: 8285,
             bursts: true,
         }),
-        (1..3_u32, any::<bool>()).prop_map(|(vni, is_v4)| Receive::Vxlan {
+        (1..5_u32, any::<bool>()).prop_map(|(vni, is_v4)| Receive::Vxlan {
             vni: Vni::new(vni).expect("VNI"),
             underlay: if is_v4 { Family::V4 } else { Family::V6 },
             mac: Mac([2, 0, 0, 0, 0, 0]),
             port: 8472,
-            bridged: vni == 2,
+            bridged: vni > 2,
         }),
     ];
     let receives = proptest::collection::vec(receive, 0..4);
@@ -298,6 +300,7 @@ proptest! {
 /// Plans and applies until nothing is left to do. What `stays` is there after every step; only a device that has to be made
 /// anew takes with it what stands on it.
 fn reach_rest(desired: &mut Desired, kernel: &mut FakeKernel, stays: &BTreeSet<Key>) -> Result<(), TestCaseError> {
+    let mut breaks = false;
     for _ in 0..4 {
         desired.observed(&FakeKernel::all_sorts(), kernel.objects.clone());
         let plan = Plan::of(desired);
@@ -316,7 +319,7 @@ fn reach_rest(desired: &mut Desired, kernel: &mut FakeKernel, stays: &BTreeSet<K
                 && makes.iter().any(|other| matches!(other.key, Key::Link(_)) && other.verb != Verb::Remove);
             prop_assert!(is_device || makes.iter().any(is_for), "broken before it is made: {}\n{}", step, plan);
         }
-        let breaks = plan.steps.iter().any(|step| step.verb == Verb::Recreate);
+        breaks |= plan.steps.iter().any(|step| step.verb == Verb::Recreate);
         let mut missing = Vec::new();
         kernel.run(&plan, |now, step| {
             missing.extend(

@@ -78,6 +78,41 @@ fn a_bridge_and_its_port() {
 }
 
 #[test]
+fn a_device_of_a_segment_in_a_group_and_those_that_get_copies() {
+    for (local, group, peers) in
+        [("192.168.7.1", "239.1.1.42", ["192.168.7.2", "192.168.7.3"]), ("fd07::1", "ff05::42", ["fd07::2", "fd07::3"])]
+    {
+        in_namespace(move || {
+            make_eth0();
+            let mut kernel = LinuxKernel::open().expect("kernel");
+            observe(&mut kernel, &[]);
+            apply(&mut kernel, &[add(link_key("cni0"), link_object(bridge()))]);
+            let mut port = vxlan(local);
+            port.master = Some(ifname("cni0"));
+            port.port.isolated = true;
+            let mut free = port.clone();
+            free.port.isolated = false;
+            for link in [&mut port, &mut free] {
+                if let LinkKind::Vxlan(vxlan) = &mut link.kind {
+                    (vxlan.learning, vxlan.group, vxlan.most_entries) = (true, Some(ip(group)), 100);
+                }
+            }
+            // Made whole at once: nothing is left to be changed.
+            check(&mut kernel, link_key("v1"), &[port.clone(), free].map(link_object));
+            apply(&mut kernel, &[add(link_key("v1"), link_object(port))]);
+            // One does not take the other's place.
+            apply(&mut kernel, &peers.map(|peer| add(Key::Flood(ifname("v1"), ip(peer)), Object::Flood)));
+            let flooded = |kernel: &mut LinuxKernel| {
+                observe(kernel, &[]).into_keys().filter(|key| matches!(key, Key::Flood(..))).collect::<Vec<_>>()
+            };
+            assert_eq!(flooded(&mut kernel), peers.map(|peer| Key::Flood(ifname("v1"), ip(peer))));
+            check(&mut kernel, Key::Flood(ifname("v1"), ip(local)), &[Object::Flood]);
+            assert_eq!(flooded(&mut kernel).len(), 2);
+        });
+    }
+}
+
+#[test]
 fn a_made_link_has_no_address_of_its_own() {
     in_namespace(|| {
         let mut kernel = kernel_with_v1();

@@ -71,7 +71,7 @@ impl IpamConf {
         };
         let pools = ipam.all_parsed("pools", "names of pools")?;
         if !pools.is_empty() && source != IpamSource::Node {
-            return Err(ipam.wrong("pools", "nothing: they belong to the type \"loden\", and nothing else"));
+            return Err(ipam.wrong("pools", "nothing, unless the type is \"loden\","));
         }
         let routes = ipam.get("routes").map(|_| ipam.objects("routes")?.iter().map(route).collect()).transpose()?;
         Ok(Self {
