@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use loden_core::cni::{NetConf, Role, Verb};
 use loden_core::config::node::NodeConfig;
 
 use crate::support::binaries;
@@ -20,6 +21,7 @@ const PAGES: [&str; 12] = [
     "docs/src/labs.md",
     "docs/src/node.md",
     "docs/src/pools.md",
+    "docs/src/segments.md",
     "docs/src/troubleshooting.md",
 ];
 /// `.ci/run` is the second, which runs the first.
@@ -121,9 +123,26 @@ fn while_the_lab_is_up(shell: &Shell) {
     std::fs::write(&file, &pools).expect("written");
     let at = shell.0.display();
     shell.must(&format!("cd {at} && loden pool apply --store sqlite:{at}/own.db pools.toml"));
+    segments(shell);
     let node = blocks(&readme, "toml").into_iter().find(|block| block.starts_with("node =")).expect("a node's file");
     let node = toml::from_str(&node).expect("TOML");
     NodeConfig::parse(node).expect("the node's file of the README");
+}
+
+/// The pools of the page are taken as they stand, all together, and its network is one of a tenant's.
+fn segments(shell: &Shell) {
+    let page = page("docs/src/segments.md");
+    let pools = blocks(&page, "toml").concat();
+    std::fs::write(shell.0.join("segments.toml"), &pools).expect("written");
+    let at = shell.0.display();
+    shell.must(&format!("cd {at} && loden pool apply --store sqlite:{at}/segments.db segments.toml"));
+    let network: serde_json::Value = serde_json::from_str(&blocks(&page, "json").concat()).expect("JSON");
+    let mut plugin = network["plugins"][0].clone();
+    plugin["name"] = network["name"].clone();
+    plugin["cniVersion"] = network["cniVersion"].clone();
+    let conf = NetConf::parse(plugin.to_string().as_bytes(), Verb::Add, Role::Loden).expect("a network");
+    let named: Vec<_> = conf.make.expect("ADD makes").ipam.pools.iter().map(ToString::to_string).collect();
+    assert_eq!(named, ["red"]);
 }
 
 #[test]
