@@ -9,7 +9,7 @@ use loden_core::config::node::NodeConfig;
 
 use crate::support::binaries;
 
-const PAGES: [&str; 12] = [
+const PAGES: [&str; 13] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",

@@ -240,6 +240,7 @@ pub fn node(n: u32) -> [Entry; 2] {
         underlay: Family::V4,
         mac: Mac::derived(&["bench", node.as_str()]),
         port: 8472,
+        bridged: false,
     };
     let cidr = Prefix::holding([10, 64, 0, 0].into(), 10).nth_subnet(24, n.into());
     let block = Block {

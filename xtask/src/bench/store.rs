@@ -232,7 +232,7 @@ fn moved(n: u32, round: u32) -> Result<(Record, Mac)> {
     let mac = Mac::derived(&["bench", node.name.as_str(), &round.to_string()]);
     let receives = node.receives.iter().map(|receive| match receive {
         Receive::Vxlan { vni, underlay, port, .. } => {
-            Receive::Vxlan { vni: *vni, underlay: *underlay, mac, port: *port }
+            Receive::Vxlan { vni: *vni, underlay: *underlay, mac, port: *port, bridged: false }
         }
         other => other.clone(),
     });

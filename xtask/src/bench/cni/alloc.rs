@@ -41,7 +41,7 @@ fn write_node(run_dir: &RunDir) -> Result<()> {
 fn measure(ledger: &Ledger) -> Result<f64> {
     let offer = |block: &str| -> Result<Vec<Offer>> {
         let range = Range::of_block(block.parse()?)?;
-        Ok(vec![Offer { supply: Supply { network: None, range }, gateway: None }])
+        Ok(vec![Offer { supply: Supply { network: None, range }, gateway: None, segment: None }])
     };
     let demand = Demand { choices: BLOCKS.into_iter().map(offer).collect::<Result<_>>()?, ..Demand::default() };
     let mut spent = Duration::ZERO;
