@@ -3,6 +3,7 @@
 mod agent;
 mod bandwidth;
 mod cni;
+mod misses;
 mod peers;
 mod store;
 pub mod tunnel;
@@ -16,7 +17,7 @@ use crate::shell;
 /// What may be asked for.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Which: peers, cni, bandwidth, agent, store, tunnel.
+    /// Which: peers, cni, bandwidth, agent, store, tunnel, misses.
     name: String,
     /// Prints each row as JSON.
     #[arg(long)]
@@ -64,7 +65,10 @@ pub fn run(options: &Options) -> Result<()> {
         "agent" => agent::run()?,
         "store" => store::run()?,
         "tunnel" => tunnel::run(options.runs, options.only.as_deref().unwrap_or_default())?,
-        other => bail!("there is no benchmark {other:?}: peers, cni, bandwidth, agent, store and tunnel are there"),
+        "misses" => misses::run()?,
+        other => {
+            bail!("there is no benchmark {other:?}: peers, cni, bandwidth, agent, store, tunnel and misses are there")
+        }
     };
     let mut fallen = Vec::new();
     for row in &rows {

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod journal;
 pub mod ledger;
 pub mod metrics;
+pub mod misses;
 pub mod reconcile;
 pub mod status;
 pub mod subnet_file;

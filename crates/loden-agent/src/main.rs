@@ -12,10 +12,11 @@ use loden_agent::dhcp::Dhcp;
 use loden_agent::flanneld::{self, Asked, Setup};
 use loden_agent::host::Host;
 use loden_agent::metrics::Metrics;
+use loden_agent::misses::HeldBack;
 use loden_agent::subnet_file::SubnetFile;
 use loden_agent::underlay::Finder;
 use loden_agent::worker::{self, Inbox, Worker};
-use loden_agent::{AgentError, api, identity, ledger};
+use loden_agent::{AgentError, api, identity, ledger, misses};
 use loden_core::config::node::NodeConfig;
 use loden_core::kernel::{Event, Sort};
 use loden_core::view::Local;
@@ -177,6 +178,8 @@ fn run(config_file: &Path, setup: Setup) -> Result<(), AgentError> {
     let (metrics, pulse) = (Arc::new(Metrics::default()), Arc::new(Mutex::new(Instant::now())));
     let underlay_name = Arc::new(Mutex::new(None));
     worker::listen(&mut kernel, inbox.clone(), Arc::clone(&underlay_name)).map_err(kernel_error)?;
+    let held_back = Arc::new(HeldBack::default());
+    misses::listen(inbox.clone(), Arc::clone(&held_back)).map_err(kernel_error)?;
     let attached = inbox.clone();
     // A receiver that is gone means that the agent is stopping.
     let leased = inbox.clone();
@@ -211,6 +214,8 @@ fn run(config_file: &Path, setup: Setup) -> Result<(), AgentError> {
         on_ready: Some(on_ready),
         subnet_file,
         underlay_name,
+        flow_age: Duration::from_secs(config.flow_seconds.into()),
+        held_back,
     };
     let ended = inbox.clone();
     // A receiver that is gone means that the agent is stopping.

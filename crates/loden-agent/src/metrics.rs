@@ -104,6 +104,12 @@ pub struct Metrics {
     pub tunnel_bytes: Family<TunnelLabel, Counter>,
     /// Packets that a tunnel dropped.
     pub tunnel_drops: Family<DropLabel, Counter>,
+    /// Answers to the kernel's questions that are in force.
+    pub flows: Gauge,
+    /// Questions of the kernel's for neighbours.
+    pub questions: Counter,
+    /// Those that had no answer.
+    pub questions_unanswered: Counter,
     /// Whether the store answers.
     pub store_up: Gauge,
     /// The last revision of the store that was seen.
@@ -129,6 +135,9 @@ impl Default for Metrics {
             tunnel_packets: Family::default(),
             tunnel_bytes: Family::default(),
             tunnel_drops: Family::default(),
+            flows: Gauge::default(),
+            questions: Counter::default(),
+            questions_unanswered: Counter::default(),
             store_up: Gauge::default(),
             store_revision: Gauge::default(),
             store_lag: Histogram::new(exponential_buckets(0.0005, 4.0, 10)),
@@ -155,6 +164,10 @@ impl Metrics {
         r.register("tunnel_packets", "Packets carried by tunnels in this agent", self.tunnel_packets.clone());
         r.register("tunnel_bytes", "Their bytes without the outer headers", self.tunnel_bytes.clone());
         r.register("tunnel_dropped_packets", "Packets that tunnels dropped", self.tunnel_drops.clone());
+        r.register("flows", "Answers to the kernel's questions in force", self.flows.clone());
+        r.register("questions", "Questions of the kernel for neighbours", self.questions.clone());
+        let unanswered = self.questions_unanswered.clone();
+        r.register("questions_unanswered", "Questions that had no answer", unanswered);
         r.register("store_up", "Whether the datastore answers", self.store_up.clone());
         r.register("store_revision", "Last revision of the datastore that was seen", self.store_revision.clone());
         let lag = self.store_lag.clone();

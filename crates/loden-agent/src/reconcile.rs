@@ -6,13 +6,14 @@
 //! is read from it is the truth: a report that contradicts what is known makes the sort be read again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use loden_core::attach;
 use loden_core::desired::{Desired, Source, Why, published};
 use loden_core::kernel::link::LinkKind;
 use loden_core::kernel::{Event, Kernel, KernelError, Key, Object, Scope, Sort};
-use loden_core::model::{Attachment, AttachmentKey, BackendConfig, Entry, NodeName, PoolName, Receive};
+use loden_core::model::{Attachment, AttachmentKey, BackendConfig, Entry, IfName, NodeName, PoolName, Receive};
 use loden_core::plan::{Plan, Refusal, Step, Verb};
 use loden_core::view::{Changed, Local, Problem, Said, View};
 use loden_store::Change;
@@ -77,6 +78,10 @@ pub struct Reconciler<K> {
     rounds: u64,
     /// The view is what the store said before this agent started.
     is_remembered: bool,
+    /// How long an answer to a question of the kernel's stays, in milliseconds.
+    flow_age: u64,
+    /// The time that was told last, in milliseconds.
+    now: u64,
     /// What happened.
     pub events: EventLog,
 }
@@ -101,6 +106,8 @@ impl<K: Kernel> Reconciler<K> {
             repairs: BTreeMap::new(),
             rounds: 0,
             is_remembered: false,
+            flow_age: 600_000,
+            now: 0,
             events: EventLog::default(),
         }
     }
@@ -152,6 +159,33 @@ impl<K: Kernel> Reconciler<K> {
         for (key, attachment) in now {
             self.changed.merge(self.view.set_attachment(key, Some(attachment)));
         }
+    }
+
+    /// Says how long an answer to a question of the kernel's stays, in milliseconds.
+    pub fn set_flow_age(&mut self, flow_age: u64) {
+        self.flow_age = flow_age;
+    }
+
+    /// Takes in what time it is, in milliseconds of a clock that does not go back: answers end by it.
+    pub fn tick(&mut self, now: u64) {
+        self.now = now;
+        self.changed.merge(self.view.end_flows(now));
+    }
+
+    /// Takes in that the kernel asks for a neighbour. Says whether there is an answer, which the next round gives.
+    pub fn asked(&mut self, dev: IfName, addr: IpAddr) -> bool {
+        let Some(changed) = self.view.ask(dev, addr, self.now + self.flow_age) else { return false };
+        // Whatever was known of it: it asks, so it has none.
+        self.desired.noted(Key::Neighbour(dev, addr), None);
+        self.changed.merge(changed);
+        true
+    }
+
+    /// Whether what has changed is nothing but answers to the kernel's questions: nobody else has to be told of it.
+    #[must_use]
+    pub fn has_flows_alone(&self) -> bool {
+        let is_flow = |source: &Source| matches!(source, Source::Flow(..));
+        self.stale.is_empty() && !self.changed.all && self.changed.sources.iter().all(is_flow)
     }
 
     /// Takes in a report of the kernel. Says whether a round is called for.
@@ -216,7 +250,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         let mut whole = false;
         for _ in 0..PASSES {
-            if !self.observe(&mut round) {
+            if !self.observe(&changed, &mut round) {
                 break;
             }
             let plan = if whole { Plan::of(&self.desired) } else { Plan::stage(&self.desired) };
@@ -261,7 +295,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Reads the stale sorts. What was as wanted before and is not now was changed by something else: that is a repair.
-    fn observe(&mut self, round: &mut Round) -> bool {
+    fn observe(&mut self, changed: &Changed, round: &mut Round) -> bool {
         if self.stale.is_empty() {
             return true;
         }
@@ -269,7 +303,9 @@ impl<K: Kernel> Reconciler<K> {
         let drifted = match self.kernel.observe(&self.desired.scope(sorts.clone())) {
             Ok(seen) => {
                 self.observe_error = None;
-                self.desired.observed(&sorts, seen)
+                let drifted = self.desired.observed(&sorts, seen);
+                self.adopt_flows(changed);
+                drifted
             }
             Err(error) => {
                 self.events.push("error", &error.object, format!("cannot be read: {}", error.cause));
@@ -293,6 +329,21 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.observed_once = true;
         true
+    }
+
+    /// Neighbours that nobody wants and that a question would be answered with are answers of a former agent's: they stay, so that a
+    /// start takes nothing away. They end one by one, and none of them at once; those that have ended now are not meant.
+    fn adopt_flows(&mut self, ended: &Changed) {
+        let has_ended = |(dev, addr): &(IfName, IpAddr)| ended.sources.contains(&Source::Flow(*dev, *addr));
+        let mut strays: Vec<_> = self.desired.stray_neighbours().filter(|stray| !has_ended(stray)).collect();
+        strays.sort_unstable();
+        let (count, half) = (strays.len() as u64, self.flow_age / 2);
+        let mut changed = Changed::default();
+        for (n, (dev, addr)) in (1..).zip(strays) {
+            let until = self.now + half + half * n / count;
+            changed.merge(self.view.ask(dev, addr, until).unwrap_or_default());
+        }
+        self.desired.update(&self.view, &changed);
     }
 
     /// Carries out the steps. Says whether a link changed, so that everything has to be looked at again.
@@ -336,7 +387,8 @@ impl<K: Kernel> Reconciler<K> {
                 }
             }
         }
-        if round.done > done_before {
+        // Answers come one by one, and there are many.
+        if round.done > done_before && !steps.iter().all(is_answer) {
             let verbs = |verb| steps.iter().filter(|step| step.verb == verb).count();
             let text = format!(
                 "{} added, {} changed, {} remade, {} removed, {} failed",
@@ -483,4 +535,10 @@ impl<K: Kernel> Reconciler<K> {
         }));
         problems
     }
+}
+
+/// Whether a step gives the kernel an answer that it has asked for, or takes one back.
+fn is_answer(step: &Step) -> bool {
+    let is_flow = |why: &Why| matches!(why.origin.source, Source::Flow(..));
+    step.key.sort() == Sort::Neighbour && step.why.as_ref().is_none_or(is_flow)
 }

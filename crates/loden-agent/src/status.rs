@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use loden_core::api::{
-    AddressInUse, BlockStatus, Failing, Ipam, KernelStatus, PeerStatus, PoolStatus, Status, StoreStatus, TunnelStatus,
+    AddressInUse, BlockStatus, Failing, Ipam, KernelStatus, MissStatus, PeerStatus, PoolStatus, Status, StoreStatus,
+    TunnelStatus,
 };
 use loden_core::desired::Source;
 use loden_core::ipam::{self, OwnBlock};
@@ -35,6 +36,8 @@ pub struct Around {
     pub nft_ownership: String,
     /// The tunnels that this agent runs.
     pub tunnels: Vec<TunnelStatus>,
+    /// What the kernel asks for, where it is told to ask.
+    pub misses: Option<MissStatus>,
     /// Whether the plugin has been told.
     pub is_plugin_served: bool,
 }
@@ -64,6 +67,7 @@ pub fn status<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Status 
         blocks: blocks(view),
         peers,
         tunnels: tunnels(reconciler, around),
+        misses: around.misses.clone(),
         kernel: kernel(reconciler, around),
         store: StoreStatus {
             url: around.store_url.clone(),

@@ -4,6 +4,7 @@
 //! here waits for the datastore. A round with failures is repeated with growing pauses.
 
 mod plugin;
+mod questions;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,6 +16,8 @@ use loden_core::api::{BlockWish, Event as ApiEvent, Ipam, PlanReply, Status, Tun
 use loden_core::kernel::{Event, Key};
 use loden_core::model::{AttachmentKey, IfName, PerFamily};
 use loden_core::view::{Local, Problem};
+use loden_linux::clock::boot_ms;
+use loden_linux::misses::Miss;
 use loden_linux::nft::Ownership;
 use loden_linux::nft::former::Former;
 use loden_linux::run_dir::RunDir;
@@ -27,10 +30,12 @@ use crate::dhcp;
 use crate::host::Host;
 use crate::ledger::Attached;
 use crate::metrics::{Metrics, SortLabel};
+use crate::misses::HeldBack;
 use crate::reconcile::Reconciler;
 use crate::status::{self, Around};
 use crate::subnet_file::SubnetFile;
 use crate::underlay::Finder;
+use questions::Questions;
 
 /// Between rounds while things keep coming in.
 const GATHER: Duration = Duration::from_millis(20);
@@ -45,6 +50,9 @@ const REAP_EVERY: Duration = Duration::from_millis(50);
 /// How long after a change of the plugin's table it is looked at: mostly the plugin itself has changed it, and more follows.
 const PORTS_AFTER: Duration = Duration::from_millis(50);
 
+/// How many messages are taken along at most before the kernel is answered.
+const TAKEN_ALONG: usize = 64;
+
 /// How long after an unfinished attachment was seen it is looked whether its ADD still lives.
 const SWEEP_AFTER: Duration = Duration::from_secs(1);
 
@@ -58,6 +66,8 @@ pub enum Inbox {
     News(News),
     /// From the kernel.
     Kernel(Event),
+    /// What the kernel asks for.
+    Asked(Vec<Miss>),
     /// From the plugin.
     Attached(Attached),
     /// From the leases of DHCP servers.
@@ -115,6 +125,10 @@ pub struct Worker {
     pub subnet_file: Option<SubnetFile>,
     /// The external interface's name, for the monitor.
     pub underlay_name: Arc<Mutex<Option<IfName>>>,
+    /// How long an answer stays that the kernel has asked for.
+    pub flow_age: Duration,
+    /// Questions of the kernel's that have not come here.
+    pub held_back: Arc<HeldBack>,
 }
 
 /// What the loop keeps in mind.
@@ -139,6 +153,7 @@ struct Loop {
     blocks: Blocks,
     /// When peers are to be forgotten by tunnels.
     tunnels: Option<Instant>,
+    questions: Questions,
 }
 
 impl Worker {
@@ -161,7 +176,9 @@ impl Worker {
             is_underlay_stale: true,
             blocks: Blocks::default(),
             tunnels: None,
+            questions: Questions::default(),
         };
+        reconciler.set_flow_age(u64::try_from(self.flow_age.as_millis()).unwrap_or(u64::MAX));
         loop {
             if let Ok(mut pulse) = self.pulse.lock() {
                 *pulse = Instant::now();
@@ -172,14 +189,23 @@ impl Worker {
                 Some(wait) => self.inbox.recv_timeout(wait.min(Duration::from_secs(1))),
                 None => self.inbox.try_recv().map_err(|_| RecvTimeoutError::Timeout),
             };
-            match message {
-                Ok(Inbox::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(message) => {
-                    if self.take_in(message, &mut reconciler, &mut state) {
-                        state.waiting_since.get_or_insert_with(Instant::now);
+            let mut next = match message {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => None,
+            };
+            // What has come while the kernel waited is taken along.
+            for _ in 0..TAKEN_ALONG {
+                match next.take() {
+                    Some(Inbox::Stop) => return,
+                    Some(message) => {
+                        if self.take_in(message, &mut reconciler, &mut state) {
+                            state.waiting_since.get_or_insert_with(Instant::now);
+                        }
                     }
+                    None => break,
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                next = if state.questions.is_asked { self.inbox.try_recv().ok() } else { None };
             }
             if Instant::now() >= self.due(&state) {
                 self.work(&mut reconciler, &mut state);
@@ -194,10 +220,21 @@ impl Worker {
             earliest.max(since + BREATH)
         });
         let retry = state.retry.map(|(at, _)| at);
-        [gathered, retry, state.reap, state.sweep, state.tables, state.tunnels, state.blocks.due()]
-            .into_iter()
-            .flatten()
-            .fold(state.next_resync, Instant::min)
+        let asked = state.waiting_since.filter(|_| state.questions.is_asked);
+        [
+            asked,
+            gathered,
+            retry,
+            state.reap,
+            state.sweep,
+            state.tables,
+            state.tunnels,
+            state.blocks.due(),
+            state.questions.end,
+        ]
+        .into_iter()
+        .flatten()
+        .fold(state.next_resync, Instant::min)
     }
 
     /// Takes in what the store's side says; says whether it calls for a round.
@@ -252,6 +289,7 @@ impl Worker {
                 }
                 reconciler.kernel_event(event)
             }
+            Inbox::Asked(misses) => self.take_in_questions(&misses, reconciler, state),
             Inbox::Attached((attachments, unreadable)) => {
                 state.around.host.retain(|problem| problem.subject != "attachments");
                 state.around.host.extend(unreadable.iter().map(|error| Problem::new("attachments", error.to_string())));
@@ -313,6 +351,13 @@ impl Worker {
             reconciler.resync();
             state.waiting_since.get_or_insert(now);
         }
+        self.end_answers(now, reconciler, state);
+        self.work_on_kernel(now, reconciler, state);
+        self.plan_end(reconciler, state);
+    }
+
+    /// Has the kernel follow, if something calls for it.
+    fn work_on_kernel(&mut self, now: Instant, reconciler: &mut Reconciler<Host>, state: &mut Loop) {
         let is_retry = state.retry.is_some_and(|(at, _)| at <= now);
         if state.waiting_since.is_none() && !is_retry {
             return;
@@ -320,6 +365,7 @@ impl Worker {
         if std::mem::take(&mut state.is_underlay_stale) {
             self.find_underlay(reconciler, state);
         }
+        let is_asked = std::mem::take(&mut state.questions.is_asked);
         if !reconciler.is_due() && !is_retry {
             state.waiting_since = None;
             return;
@@ -327,10 +373,14 @@ impl Worker {
         if is_retry {
             reconciler.retry();
         }
+        let has_flows_alone = reconciler.has_flows_alone();
         let began = Instant::now();
+        reconciler.tick(boot_ms());
         let round = reconciler.round();
         let took = began.elapsed();
-        if let Some(since) = state.waiting_since.take() {
+        if let Some(since) = state.waiting_since.take()
+            && !is_asked
+        {
             self.metrics.store_lag.observe(since.elapsed().as_secs_f64());
         }
         state.last_round = Some(Instant::now());
@@ -345,6 +395,10 @@ impl Worker {
         };
         state.around.last_round_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.metrics.round(&round, took, Duration::from_millis(reconciler.events.uptime_ms()));
+        self.metrics.flows.set(i64::try_from(reconciler.view().count_flows()).unwrap_or(i64::MAX));
+        if has_flows_alone && round.failed == 0 {
+            return;
+        }
         if state.seeks_former_rules {
             remove_former_rules(reconciler, state);
         }
@@ -421,6 +475,7 @@ impl Worker {
         match question {
             Question::Status(answer) => {
                 state.around.tunnels = reconciler.kernel().tunnels().status();
+                state.around.misses = self.misses(reconciler, &state.questions);
                 drop(answer.send(status::status(reconciler, &state.around)));
             }
             Question::Tunnels(answer) => {

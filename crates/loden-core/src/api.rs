@@ -37,10 +37,33 @@ pub struct Status {
     /// The tunnels whose packets do not go by the kernel alone, or by a device that not every kernel has.
     #[serde(default)]
     pub tunnels: Vec<TunnelStatus>,
+    /// What the kernel asks for; left out where no pool has it ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub misses: Option<MissStatus>,
     /// The kernel's side.
     pub kernel: KernelStatus,
     /// The datastore's side.
     pub store: StoreStatus,
+}
+
+/// Neighbours that the kernel asks for (VXLAN under the control `miss`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MissStatus {
+    /// Answers that are in the kernel.
+    pub flows: usize,
+    /// How many may be on a device.
+    pub most_flows: usize,
+    /// Questions since the agent started.
+    pub asked: u64,
+    /// Questions a second over the last ten.
+    pub per_second: u64,
+    /// Those that had no answer: no peer that is reached has the address.
+    pub unanswered: u64,
+    /// Questions over the bounded rate: the kernel asks again.
+    pub held_back: u64,
+    /// Packets that were refused before the kernel asked, since no node has a block with their address.
+    pub refused: u64,
 }
 
 /// A pool.

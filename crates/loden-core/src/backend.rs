@@ -12,15 +12,17 @@ mod udp;
 mod underlays;
 mod vxlan;
 
+use std::net::IpAddr;
+
 use crate::config::ConfigError;
 use crate::desired::Wishes;
-use crate::model::{BackendConfig, Block, Family, Node, Pool, Receive};
+use crate::model::{BackendConfig, Block, Family, IfName, Node, Pool, Receive};
 use crate::underlay::Underlay;
 use crate::view::View;
 
 pub use end::TunnelEnd;
 pub(crate) use end::{promised, promised_segments};
-pub(crate) use vxlan::{Promise, promises};
+pub(crate) use vxlan::{Promise, asking_devices, promises};
 
 /// One way to carry packets between nodes.
 pub trait Backend {
@@ -45,8 +47,11 @@ pub trait Backend {
     /// Why the peer cannot be reached this way, and what to do; no wish has been made then.
     fn peer(&self, cx: &Context<'_>, peer: &Node, blocks: &[&Block], out: &mut Wishes) -> Result<(), String>;
 
-    /// The objects without which a peer's packets are not taken in, whatever this host sends to it with.
+    /// The objects without which a peer's packets are not taken in, or none let out to it, whatever this host sends to it with.
     fn admit(&self, _cx: &Context<'_>, _peer: &Node, _blocks: &[&Block], _out: &mut Wishes) {}
+
+    /// The answer when the kernel asks, on a device of this backend's, for an address in a block of the peer's.
+    fn answer(&self, _cx: &Context<'_>, _peer: &Node, _asked: (IfName, IpAddr), _out: &mut Wishes) {}
 }
 
 /// What a backend may look at.
@@ -168,7 +173,10 @@ pub(crate) fn describe(backend: &BackendConfig) -> String {
         BackendConfig::Vxlan(vxlan) if vxlan.bridged => {
             format!("VXLAN over an extended bridge (VNI {}, UDP port {})", vxlan.vni, vxlan.port)
         }
-        BackendConfig::Vxlan(vxlan) => format!("VXLAN (VNI {}, UDP port {})", vxlan.vni, vxlan.port),
+        BackendConfig::Vxlan(vxlan) => {
+            let control = if vxlan.asks() { ", by answered misses" } else { "" };
+            format!("VXLAN (VNI {}, UDP port {}{control})", vxlan.vni, vxlan.port)
+        }
         BackendConfig::HostGw(_) => "routed packets (host-gw)".to_owned(),
         BackendConfig::Udp(udp) => format!("UDP (port {})", udp.port),
         BackendConfig::Ipip(_) => "IPIP".to_owned(),

@@ -7,11 +7,13 @@ mod local;
 mod source;
 mod wishes;
 
+pub(crate) use local::is_answered;
 pub use local::{Published, published};
 pub use source::{Origin, Source, Why};
 pub use wishes::{Wanted, Wishes};
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use foldhash::fast::FixedState;
 use indexmap::IndexMap;
@@ -89,6 +91,7 @@ impl Desired {
             let peers = view.nodes.keys().chain(view.blocks.keys()).filter(|name| **name != view.local.node);
             sources.extend(peers.cloned().map(Source::Peer));
             sources.extend(view.attachments.keys().cloned().map(Source::Attachment));
+            sources.extend(view.flows().map(|(dev, addr)| Source::Flow(dev, addr)));
             sources.sort();
             sources.dedup();
             self.map.reserve((sources.len() * OBJECTS_OF_A_PEER).saturating_sub(self.map.count_desired()));
@@ -103,6 +106,7 @@ impl Desired {
             Source::Local => local::local(view),
             Source::Peer(name) => local::peer(view, name),
             Source::Attachment(key) => local::attachment(view, key),
+            Source::Flow(dev, addr) => local::flow(view, *dev, *addr),
         };
         let former = self.by_source.get_mut(source).map(std::mem::take);
         if *source == Source::Local {
@@ -239,6 +243,15 @@ impl Desired {
             }
         }
         scope
+    }
+
+    /// Neighbours that are there and nobody wants: those that a former agent has left among them.
+    pub fn stray_neighbours(&self) -> impl Iterator<Item = (IfName, IpAddr)> + '_ {
+        let is_stray = |(key, wanted, actual): (&Key, Option<&Wanted>, Option<&Object>)| match *key {
+            Key::Neighbour(dev, addr) if wanted.is_none() && actual.is_some() => Some((dev, addr)),
+            _ => None,
+        };
+        self.map.differences().filter_map(is_stray)
     }
 
     /// The wishes and what is there.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use crate::backend::TunnelEnd;
 use crate::kernel::nft::{
-    Chain, ChainKind, Element, Expr, Field, Hook, HookPoint, Rule, Set, SetData, SetKey, Table, Verdict,
+    Chain, ChainKind, Expr, Field, Hook, HookPoint, Rule, SetKey, Table, Verdict, hosts_set, open_set,
 };
 use crate::masquerade::{multicast, pools_set};
 use crate::model::{Family, Node, Transport};
@@ -18,44 +18,11 @@ const PRIORITY: i32 = -300;
 /// IPv4 in IPv4 (RFC 2003).
 const IPIP: u8 = 4;
 
-/// The set of the hosts' addresses of a family.
-#[must_use]
-pub fn hosts_set(family: Family) -> &'static str {
-    if family == Family::V4 { "hosts_v4" } else { "hosts_v6" }
-}
-
 /// The hosts that may send by tunnels to this one. Those of a family that it has no address of cannot.
 pub(crate) fn hosts(view: &View, node: &Node) -> impl Iterator<Item = IpAddr> {
     let own = view.local.underlay.as_ref().filter(|_| is_on(view)).map(|underlay| underlay.addresses);
     let has = move |addr: &IpAddr| own.is_some_and(|own| own.get(Family::of(*addr)).is_some());
     node.addresses().into_iter().filter(has)
-}
-
-/// Puts addresses into those sets of hosts that `old` does not have: a set is never made empty, or known hosts would be shut
-/// out until they are put in one by one.
-pub(crate) fn fill_hosts(table: &mut Table, old: Option<&Table>, all: impl Fn() -> Vec<IpAddr>) {
-    for family in Family::ALL {
-        let name = hosts_set(family);
-        let is_new = old.is_none_or(|old| !old.sets.contains_key(name));
-        if let Some(set) = table.sets.get_mut(name).filter(|_| is_new) {
-            let of_family = all().into_iter().filter(|addr| Family::of(*addr) == family);
-            set.elements = of_family.map(|addr| (Element::Address(addr), None)).collect();
-        }
-    }
-}
-
-/// The addresses in a table's sets of hosts, which are objects of their own; the sets are left empty and open.
-pub fn take_hosts(table: &mut Table) -> Vec<IpAddr> {
-    let mut all = Vec::new();
-    for family in Family::ALL {
-        let Some(set) = table.sets.get_mut(hosts_set(family)) else { continue };
-        set.is_open = true;
-        all.extend(std::mem::take(&mut set.elements).into_keys().filter_map(|element| match element {
-            Element::Address(addr) => Some(addr),
-            _ => None,
-        }));
-    }
-    all
 }
 
 /// Whether this host guards its tunnels: it has some, and its operator has not turned it off.
@@ -73,8 +40,7 @@ pub(crate) fn add(view: &View, table: &mut Table) {
     marks.dedup();
     let mut rules = Vec::new();
     for (family, _) in underlay.addresses.iter() {
-        let hosts = Set { is_open: true, ..Set::new(SetKey::Address(family), SetData::None) };
-        table.sets.insert(hosts_set(family).to_owned(), hosts);
+        table.sets.insert(hosts_set(family).to_owned(), open_set(SetKey::Address(family)));
         let has_pools = table.sets.contains_key(pools_set(family));
         for mark in marks.iter().filter(|mark| family == Family::V4 || !matches!(mark, Expr::Protocol(_))) {
             let drop = |comment, conditions: Vec<Expr>| {

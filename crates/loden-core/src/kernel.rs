@@ -43,6 +43,8 @@ pub enum Key {
     Nft,
     /// An address of a host of the cluster, in that table's set of them.
     KnownHost(IpAddr),
+    /// A peer's block, in that table's set of those whose addresses may be asked for.
+    KnownBlock(Prefix),
     /// A link by name.
     Link(IfName),
     /// A sysctl of one device.
@@ -72,7 +74,7 @@ impl Key {
     pub fn sort(&self) -> Sort {
         match self {
             Self::Sysctl(_) | Self::DeviceSysctl(..) => Sort::Sysctl,
-            Self::Nft | Self::KnownHost(_) => Sort::Nft,
+            Self::Nft | Self::KnownHost(_) | Self::KnownBlock(_) => Sort::Nft,
             Self::Link(_) => Sort::Link,
             Self::Address(..) => Sort::Address,
             Self::Nexthop(..) => Sort::Nexthop,
@@ -96,7 +98,7 @@ impl Key {
             | Self::Flood(dev, _)
             | Self::Tunnel(dev)
             | Self::TunnelPeer(dev, _) => Some(*dev),
-            Self::Sysctl(_) | Self::Nft | Self::KnownHost(_) | Self::Route(..) => None,
+            Self::Sysctl(_) | Self::Nft | Self::KnownHost(_) | Self::KnownBlock(_) | Self::Route(..) => None,
         }
     }
 }
@@ -108,6 +110,7 @@ impl fmt::Display for Key {
             Self::DeviceSysctl(dev, sysctl) => write!(f, "sysctl {}", sysctl.path(*dev)),
             Self::Nft => write!(f, "nft table inet loden"),
             Self::KnownHost(addr) => write!(f, "known host {addr}"),
+            Self::KnownBlock(block) => write!(f, "known block {block}"),
             Self::Link(dev) => write!(f, "link {dev}"),
             Self::Address(dev, addr) => write!(f, "address {addr} dev {dev}"),
             Self::Nexthop(dev, gateway) => write!(f, "nexthop via {gateway} dev {dev}"),
@@ -197,6 +200,12 @@ pub enum DeviceSysctl {
     /// `net/ipv4/conf/DEV/route_localnet`: whether the host's calls by its loopback address may leave by it, and their answers come
     /// back. What else comes to that address is dropped (the table `loden_ports`).
     RouteLocalnet,
+    /// `net/ipvN/neigh/DEV/app_solicit`: how often, a second apart, the kernel asks the agent for a neighbour.
+    AppSolicit(Family),
+    /// `net/ipvN/neigh/DEV/mcast_solicit`: how often after that it asks on the link, where nobody is who would answer.
+    McastSolicit(Family),
+    /// `net/ipvN/neigh/DEV/unres_qlen_bytes`: how much it holds meanwhile of what waits for that neighbour, in bytes.
+    Held(Family),
 }
 
 impl DeviceSysctl {
@@ -206,13 +215,15 @@ impl DeviceSysctl {
     pub fn is_guard(self) -> bool {
         match self {
             Self::AcceptRa | Self::AcceptDad | Self::RpFilter | Self::AcceptLocal | Self::ProxyDelay => true,
-            Self::ProxyArp | Self::RouteLocalnet => false,
+            Self::McastSolicit(_) | Self::Held(_) => true,
+            Self::ProxyArp | Self::RouteLocalnet | Self::AppSolicit(_) => false,
         }
     }
 
     /// The path below `/proc/sys`; a dot in a device's name stays as it is there.
     #[must_use]
     pub fn path(self, dev: IfName) -> String {
+        let neighbours = |family| if family == Family::V4 { "ipv4/neigh" } else { "ipv6/neigh" };
         let (place, leaf) = match self {
             Self::AcceptRa => ("ipv6/conf", "accept_ra"),
             Self::AcceptDad => ("ipv6/conf", "accept_dad"),
@@ -221,6 +232,9 @@ impl DeviceSysctl {
             Self::ProxyArp => ("ipv4/conf", "proxy_arp"),
             Self::ProxyDelay => ("ipv4/neigh", "proxy_delay"),
             Self::RouteLocalnet => ("ipv4/conf", "route_localnet"),
+            Self::AppSolicit(family) => (neighbours(family), "app_solicit"),
+            Self::McastSolicit(family) => (neighbours(family), "mcast_solicit"),
+            Self::Held(family) => (neighbours(family), "unres_qlen_bytes"),
         };
         format!("net/{place}/{dev}/{leaf}")
     }
@@ -236,6 +250,8 @@ pub enum Object {
     Nft(Box<Table>),
     /// An address in a set of that table.
     KnownHost,
+    /// A block in a set of that table.
+    KnownBlock,
     /// A link.
     Link(Box<Link>),
     /// An address.
@@ -289,7 +305,7 @@ impl fmt::Display for Object {
             Self::Sysctl(value) => write!(f, "= {value}"),
             Self::Nft(table) => write!(f, "{} chains, {} sets", table.chains.len(), table.sets.len()),
             Self::Link(link) => link.fmt(f),
-            Self::KnownHost | Self::Address { .. } | Self::Nexthop | Self::Flood => Ok(()),
+            Self::KnownHost | Self::KnownBlock | Self::Address { .. } | Self::Nexthop | Self::Flood => Ok(()),
             Self::Neighbour(mac) => write!(f, "lladdr {mac} permanent"),
             Self::Fdb(dst) => write!(f, "dst {dst} self permanent"),
             Self::Tunnel(tunnel) => tunnel.fmt(f),

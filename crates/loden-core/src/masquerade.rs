@@ -12,7 +12,7 @@ use crate::kernel::nft::{
 };
 use crate::model::{Family, Pool, Prefix};
 use crate::view::View;
-use crate::{guard, segments};
+use crate::{guard, segments, unknown};
 
 /// kube-proxy's mark for "masquerade this": kube-proxy does it itself, and doing it twice would pick another port.
 const KUBE_MARK: u32 = 0x4000;
@@ -88,6 +88,7 @@ pub fn table(view: &View) -> Table {
     }
     segments::add(view, &mut table);
     guard::add(view, &mut table);
+    unknown::add(view, &mut table);
     table
 }
 

@@ -1,17 +1,16 @@
 //! The plan: what to do to the kernel, in an order in which nothing is ever missing in between. Its Display is the dry run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::desired::{Desired, Wanted, Why};
-use crate::guard;
 use crate::kernel::link::{LinkChange, LinkKind};
-use crate::kernel::nft::Table;
+use crate::kernel::nft::{Table, element_of, fill_open_sets};
 use crate::kernel::{Key, Object, Sort};
-use crate::model::{Family, IfName, Vni};
+use crate::model::{IfName, Prefix, Vni, overlapping};
 
 /// What a step does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -119,7 +118,7 @@ impl Plan {
         plan.steps = drafts.into_iter().map(Draft::into_step).collect();
         for step in plan.steps.iter_mut().filter(|step| step.key == Key::Nft) {
             if let Some(Object::Nft(table)) = &mut step.new {
-                guard::fill_hosts(table, table_of(step.old.as_ref()), || hosts(desired));
+                fill_open_sets(table, table_of(step.old.as_ref()), || elements(desired));
             }
         }
         if !refused_links.is_empty() {
@@ -208,13 +207,25 @@ fn order(drafts: &mut Vec<Draft<'_>>) {
     if let Some(draft) = drafts.iter().find(|draft| draft.key == Key::Nft) {
         // The elements go with their set.
         let new = table_of(draft.wanted.map(|wanted| &wanted.object));
-        let stays = |addr| new.is_some_and(|new| new.sets.contains_key(guard::hosts_set(Family::of(addr))));
-        let gone: BTreeSet<IpAddr> = drafts
+        let stays = |set| new.is_some_and(|new| new.sets.contains_key(set));
+        let gone: BTreeSet<Key> = drafts
             .iter()
-            .filter_map(|draft| if let Key::KnownHost(addr) = draft.key { Some(addr) } else { None })
-            .filter(|addr| !stays(*addr))
+            .filter(|draft| element_of(&draft.key).is_some_and(|(set, ..)| !stays(set)))
+            .map(|draft| draft.key)
             .collect();
-        drafts.retain(|draft| !matches!(draft.key, Key::KnownHost(addr) if gone.contains(&addr)));
+        drafts.retain(|draft| !gone.contains(&draft.key));
+    }
+    // The kernel refuses a prefix that overlaps another of its set.
+    let block = |draft: &Draft<'_>| if let Key::KnownBlock(block) = draft.key { Some(block) } else { None };
+    let is_removal = |draft: &Draft<'_>| draft.verb == Verb::Remove;
+    if drafts.iter().any(|draft| block(draft).is_some() && is_removal(draft)) {
+        let made = drafts.iter().filter(|draft| !is_removal(draft)).filter_map(block);
+        let made: BTreeMap<Prefix, ()> = made.map(|block| (block, ())).collect();
+        for draft in drafts.iter_mut().filter(|draft| is_removal(draft)) {
+            if block(draft).is_some_and(|block| overlapping(&made, block).is_some()) {
+                draft.place = place(&Key::Nft, Verb::Change, None);
+            }
+        }
     }
     if drafts.iter().any(|draft| is_removed(draft, Sort::Address)) {
         let gateway = |draft: &Draft<'_>| match draft.key {
@@ -241,10 +252,9 @@ fn table_of(object: Option<&Object>) -> Option<&Table> {
     }
 }
 
-/// The hosts that are wanted in the table's sets.
-fn hosts(desired: &Desired) -> Vec<IpAddr> {
-    let host = |key: &Key| if let Key::KnownHost(addr) = *key { Some(addr) } else { None };
-    desired.map().all_desired().filter_map(|(key, _)| host(key)).collect()
+/// What is wanted in the table's open sets.
+fn elements(desired: &Desired) -> Vec<Key> {
+    desired.map().all_desired().map(|(key, _)| *key).filter(|key| element_of(key).is_some()).collect()
 }
 
 /// Whether a step takes away what packets may still need.
@@ -321,7 +331,7 @@ fn place(key: &Key, verb: Verb, wanted: Option<&Wanted>) -> u8 {
     let making = match key {
         Key::Sysctl(_) => 0,
         Key::Nft => 1,
-        Key::KnownHost(_) => 2,
+        Key::KnownHost(_) | Key::KnownBlock(_) => 2,
         Key::Link(_) if !wanted.is_some_and(is_port) => 3,
         Key::Link(_) => 4,
         Key::DeviceSysctl(..) => 5,

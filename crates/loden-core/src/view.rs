@@ -5,8 +5,10 @@
 
 mod addresses;
 mod blocks;
+mod flows;
 mod problem;
 
+pub use flows::MOST_FLOWS;
 pub use problem::Problem;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,6 +107,8 @@ pub struct View {
     recorded: blocks::Recorded,
     /// Who is reached where.
     addresses: addresses::Addresses,
+    /// Which addresses the kernel has asked for.
+    flows: flows::Flows,
     /// Pools that are recorded but not in force.
     refused_pools: BTreeSet<PoolName>,
     /// What is wrong with the pools.
@@ -172,6 +176,7 @@ impl View {
             having: BTreeMap::new(),
             recorded: blocks::Recorded::default(),
             addresses: addresses::Addresses::default(),
+            flows: flows::Flows::default(),
             refused_pools: BTreeSet::new(),
             pool_problems: Vec::new(),
             promises: Vec::new(),
@@ -181,7 +186,7 @@ impl View {
 
     /// Takes in a record.
     pub fn put(&mut self, entry: &Entry) -> Changed {
-        match &entry.record {
+        let changed = match &entry.record {
             Record::Pool(pool) => {
                 self.given_pools.insert(pool.name.clone(), (entry.created, pool.clone()));
                 self.judge_pools()
@@ -189,12 +194,15 @@ impl View {
             Record::Node(node) => self.set_node(&node.name, Some((Arc::new(node.clone()), entry.created))),
             Record::Block(block) => self.put_block(block.clone(), entry.created),
             Record::Lease(lease) => self.set_alive(&lease.node, true),
-        }
+        };
+        let prefix = if let Record::Block(block) = &entry.record { Some(self.around_block(block.cidr)) } else { None };
+        self.with_flows(changed, prefix)
     }
 
     /// Takes a record out.
     pub fn delete(&mut self, key: &Key) -> Changed {
-        match key {
+        let prefix = if let Key::Block(cidr) = key { Some(self.around_block(*cidr)) } else { None };
+        let changed = match key {
             Key::Pool(name) => {
                 self.given_pools.remove(name);
                 self.judge_pools()
@@ -202,7 +210,8 @@ impl View {
             Key::Node(name) => self.set_node(name, None),
             Key::Block(cidr) => self.remove_block(*cidr),
             Key::Lease(name) => self.set_alive(name, false),
-        }
+        };
+        self.with_flows(changed, prefix)
     }
 
     /// Takes in what is known of this host.

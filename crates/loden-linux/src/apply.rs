@@ -27,7 +27,7 @@ impl LinuxKernel {
             let (now, later) = rest.split_at(run);
             let outcomes = match first.key {
                 Key::Sysctl(_) | Key::DeviceSysctl(..) => now.iter().map(set_sysctl).collect(),
-                Key::Nft | Key::KnownHost(_) => self.change_filter(now),
+                Key::Nft | Key::KnownHost(_) | Key::KnownBlock(_) => self.change_filter(now),
                 Key::Link(_) => now.iter().map(|step| self.link(step)).collect(),
                 Key::Tunnel(_) | Key::TunnelPeer(..) => now.iter().map(|_| Err(not_the_kernels())).collect(),
                 _ => self.batch(now),
@@ -41,7 +41,7 @@ impl LinuxKernel {
         results
     }
 
-    /// The table's steps one by one, those of hosts that are alike together: the kernel takes all of a transaction or nothing.
+    /// The table's steps one by one, those of elements that are alike together: the kernel takes all of a transaction or nothing.
     fn change_filter(&mut self, steps: &[Step]) -> Vec<Outcome> {
         let is_alike = |a: &Step, b: &Step| a.key != Key::Nft && b.key != Key::Nft && a.verb == b.verb;
         let mut outcomes = Vec::with_capacity(steps.len());
@@ -50,14 +50,13 @@ impl LinuxKernel {
                 outcomes.extend(run.iter().map(|step| self.change_table(step)));
                 continue;
             }
-            let host = |step: &Step| if let Key::KnownHost(addr) = step.key { Some(addr) } else { None };
-            let hosts: Vec<_> = run.iter().filter_map(host).collect();
-            let outcome = self.nft.change_hosts(&hosts, run[0].verb != Verb::Remove);
-            let by_itself = |addr: &IpAddr| match &outcome {
-                Err(_) if hosts.len() > 1 => self.nft.change_hosts(&[*addr], run[0].verb != Verb::Remove),
+            let keys: Vec<Key> = run.iter().map(|step| step.key).collect();
+            let outcome = self.nft.change_elements(&keys, run[0].verb != Verb::Remove);
+            let by_itself = |key: &Key| match &outcome {
+                Err(_) if keys.len() > 1 => self.nft.change_elements(&[*key], run[0].verb != Verb::Remove),
                 outcome => outcome.clone(),
             };
-            let all: Vec<Outcome> = hosts.iter().map(by_itself).collect();
+            let all: Vec<Outcome> = keys.iter().map(by_itself).collect();
             outcomes.extend(all);
         }
         outcomes
@@ -271,8 +270,8 @@ impl LinuxKernel {
                 }
                 _ => route::delete(w, prefix, priority),
             },
-            (Key::Sysctl(_) | Key::DeviceSysctl(..) | Key::Nft | Key::KnownHost(_) | Key::Link(_), _)
-            | (Key::Tunnel(_) | Key::TunnelPeer(..), _) => return Ok(0),
+            (Key::Sysctl(_) | Key::DeviceSysctl(..) | Key::Nft | Key::KnownHost(_) | Key::KnownBlock(_), _)
+            | (Key::Link(_) | Key::Tunnel(_) | Key::TunnelPeer(..), _) => return Ok(0),
         }
         Ok(1)
     }

@@ -16,6 +16,7 @@ pub mod host_local;
 pub mod ledger;
 pub mod lock;
 pub mod macvlan;
+pub mod misses;
 pub mod monitor;
 pub mod netlink;
 pub mod netns;

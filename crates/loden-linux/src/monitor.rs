@@ -19,6 +19,7 @@ use crate::netlink::attr::text;
 use crate::netlink::{Attrs, Message, Protocol, Socket, Writer};
 use crate::observe::{LinuxKernel, neighbour_key, neighbour_object, route_object};
 use crate::rt::{address, link as rt_link, neighbour, nexthop, route};
+use crate::sockopt;
 use crate::sysctl::Watch;
 use link::Links;
 
@@ -49,6 +50,8 @@ impl Monitor {
     /// [`LinuxError`].
     pub fn open(kernel: &LinuxKernel) -> Result<Self, LinuxError> {
         let route = Socket::open(Protocol::Route)?;
+        // Questions for neighbours have no limit: lost among them, a report would cost a look at everything ([`crate::misses`]).
+        sockopt::filter_kind(&route, neighbour::GET, false)?;
         for group in GROUPS {
             route.join(group)?;
         }

@@ -10,11 +10,11 @@ mod encode;
 mod form;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
-use loden_core::guard;
-use loden_core::kernel::nft::{Command, Element, Set, SetData, SetKey, Table, TableName, commands, in_parts};
-use loden_core::model::Family;
+use loden_core::kernel::Key;
+use loden_core::kernel::nft::{
+    Command, Set, Table, TableName, commands, element_of, in_parts, open_set, take_open_sets,
+};
 
 use crate::error::LinuxError;
 use crate::netlink::attr::{Attrs, be32, text};
@@ -101,7 +101,7 @@ impl Nft {
             } else {
                 let generation = self.generation()?;
                 let mut now = if self.owner()?.is_some() { Some(self.read()?) } else { None };
-                now.as_mut().map(guard::take_hosts);
+                now.as_mut().map(take_open_sets);
                 if now.as_ref() != old {
                     return Err(LinuxError::Netlink {
                         what: format!("nft table {}", self.table),
@@ -128,25 +128,33 @@ impl Nft {
         })
     }
 
-    /// Puts addresses into the sets of hosts, or takes them out, in one transaction.
+    /// Puts objects that are elements of sets into them, or takes them out, in one transaction.
     ///
     /// # Errors
     /// [`LinuxError::Netlink`] when the kernel refuses one, or has no such set; nothing has changed then.
-    pub fn change_hosts(&mut self, addresses: &[IpAddr], is_in: bool) -> Result<(), LinuxError> {
-        let mut sets: BTreeMap<Family, Set> = BTreeMap::new();
-        for addr in addresses {
-            let family = Family::of(*addr);
-            let set = sets.entry(family).or_insert_with(|| Set::new(SetKey::Address(family), SetData::None));
-            set.elements.insert(Element::Address(*addr), None);
+    pub fn change_elements(&mut self, objects: &[Key], is_in: bool) -> Result<(), LinuxError> {
+        let mut sets: BTreeMap<&str, Set> = BTreeMap::new();
+        for (name, key, element) in objects.iter().filter_map(element_of) {
+            let set = sets.entry(name).or_insert_with(|| open_set(key));
+            set.elements.insert(element, None);
         }
-        let commands = sets.iter().flat_map(|(family, set)| {
-            let name = guard::hosts_set(*family);
+        let commands = sets.iter().flat_map(|(&name, set)| {
             in_parts(set.elements.keys().copied()).into_iter().map(move |part| {
                 if is_in { Command::AddElements(name, set, part) } else { Command::RemoveElements(name, set, part) }
             })
         });
         let commands: Vec<Command<'_>> = commands.collect();
         self.send(&commands)
+    }
+
+    /// How many packets the rules with these words have counted together.
+    ///
+    /// # Errors
+    /// [`LinuxError`].
+    pub fn counted(&mut self, comment: &str) -> Result<u64, LinuxError> {
+        let rules = self.list(msg::GET_RULE, &[(1, self.table.name)])?;
+        let rules = rules.iter().map(|payload| Attrs::behind(payload, GENMSG));
+        Ok(rules.filter(|rule| decode::rule(*rule).comment == comment).filter_map(decode::packets).sum())
     }
 
     /// Sends commands as one transaction, whatever else the table holds.

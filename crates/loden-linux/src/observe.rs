@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use loden_core::guard;
 use loden_core::kernel::link::LinkKind;
-use loden_core::kernel::nft::TABLE;
+use loden_core::kernel::nft::{TABLE, take_open_sets};
 use loden_core::kernel::{Kernel, KernelError, Key, Object, Observed, PARKED_GROUP, Scope, Sort, Via};
 use loden_core::model::{Family, IfName, Mac};
 use loden_core::plan::Step;
@@ -66,6 +65,12 @@ impl LinuxKernel {
             }
             thread::sleep(STEP);
         }
+    }
+
+    /// The link with a number, as last seen.
+    #[must_use]
+    pub fn link_of(&self, number: u32) -> Option<IfName> {
+        self.index.name(number)
     }
 
     /// The Ethernet addresses of the bridges and VXLAN devices that there are.
@@ -231,7 +236,7 @@ impl LinuxKernel {
         if wants(Sort::Nft)
             && let Some(mut table) = self.nft.observe()?
         {
-            out.extend(guard::take_hosts(&mut table).into_iter().map(|addr| (Key::KnownHost(addr), Object::KnownHost)));
+            out.extend(take_open_sets(&mut table));
             out.insert(Key::Nft, Object::Nft(Box::new(table)));
         }
         if wants(Sort::Link) {

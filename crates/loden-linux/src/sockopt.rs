@@ -45,6 +45,38 @@ pub fn udp_on(ifname: IfName, port: u16) -> Result<UdpSocket, LinuxError> {
     Ok(fd.into())
 }
 
+/// Has the kernel keep from a netlink socket all messages of a kind, or with `is_only` all others, before they take room in it.
+///
+/// # Errors
+/// [`LinuxError::System`].
+pub fn filter_kind(fd: &impl AsFd, kind: u16, is_only: bool) -> Result<(), LinuxError> {
+    const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let (kept, dropped) = (u32::MAX, 0);
+    let (its, others) = if is_only { (kept, dropped) } else { (dropped, kept) };
+    let step = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
+    let mut steps = [
+        // The kind stands behind the length, in the machine's order; what is loaded is taken for the network's.
+        step(LOAD_HALF, 4),
+        libc::sock_filter { jf: 1, ..step(JUMP_EQUAL, u16::from_be_bytes(kind.to_ne_bytes()).into()) },
+        step(RETURN, its),
+        step(RETURN, others),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    // SAFETY: the pointer and the length are those of a live program, whose steps live as long.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(LinuxError::system("filter of a socket", io::Error::last_os_error())) } else { Ok(()) }
+}
+
 /// Sets an option whose value is a whole number.
 pub(crate) fn set(fd: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the pointer and the length are those of a live integer.

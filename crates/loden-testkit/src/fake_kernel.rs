@@ -2,11 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use loden_core::guard;
 use loden_core::kernel::link::LinkKind;
-use loden_core::kernel::nft::Table;
+use loden_core::kernel::nft::{Table, element_of, take_open_sets};
 use loden_core::kernel::{Kernel, KernelError, Key, LINK_GROUP, Object, Observed, Scope, Sort, Via};
-use loden_core::model::{Family, IfName};
+use loden_core::model::IfName;
 use loden_core::plan::{Plan, Step, Verb};
 
 const ENOENT: i32 = 2;
@@ -109,7 +108,7 @@ impl FakeKernel {
             (Verb::Remove, _) => self.remove(&step.key),
             (Verb::Add, Some(new)) => {
                 // An element that a set has already is put in again without a word.
-                let is_again = matches!(step.key, Key::KnownHost(_));
+                let is_again = element_of(&step.key).is_some();
                 if self.objects.contains_key(&step.key) && !is_again {
                     return Err((EEXIST, "File exists".to_owned()));
                 }
@@ -142,19 +141,25 @@ impl FakeKernel {
             // `fib_check_nh` (net/ipv4/fib_semantics.c)
             return Err((EINVAL, "Nexthop has invalid gateway".to_owned()));
         }
-        if let Key::KnownHost(addr) = key {
-            let set = guard::hosts_set(Family::of(addr));
+        if let Some((set, ..)) = element_of(&key) {
             let has_set =
                 matches!(self.objects.get(&Key::Nft), Some(Object::Nft(table)) if table.sets.contains_key(set));
             if !has_set {
                 return Err((ENOENT, format!("No such set {set}")));
             }
         }
+        if let Key::KnownBlock(block) = key {
+            let overlaps =
+                |other: &Key| matches!(other, Key::KnownBlock(other) if *other != block && other.overlaps(block));
+            if self.objects.keys().any(overlaps) {
+                return Err((EEXIST, "File exists".to_owned()));
+            }
+        }
         match new {
             Object::Nft(table) => {
                 self.fill_sets(table);
                 let mut table = table.clone();
-                guard::take_hosts(&mut table);
+                take_open_sets(&mut table);
                 self.objects.insert(key, Object::Nft(table));
                 return Ok(());
             }
@@ -187,19 +192,11 @@ impl FakeKernel {
 
     /// What a table's open sets hold when they are made, and that they lose it when they go.
     fn fill_sets(&mut self, new: &Table) {
-        let has =
-            |table: Option<&Object>, set: &str| matches!(table, Some(Object::Nft(old)) if old.sets.contains_key(set));
-        for family in Family::ALL {
-            let name = guard::hosts_set(family);
-            let (was, will) = (has(self.objects.get(&Key::Nft), name), new.sets.get(name));
-            if will.is_none() {
-                self.objects.retain(|key, _| !matches!(key, Key::KnownHost(addr) if Family::of(*addr) == family));
-            } else if !was {
-                let fresh = guard::take_hosts(&mut new.clone());
-                let of_family = fresh.into_iter().filter(|addr| Family::of(*addr) == family);
-                self.objects.extend(of_family.map(|addr| (Key::KnownHost(addr), Object::KnownHost)));
-            }
-        }
+        self.objects.retain(|key, _| element_of(key).is_none_or(|(set, ..)| new.sets.contains_key(set)));
+        let was = self.objects.get(&Key::Nft).cloned();
+        let has = |set: &str| matches!(&was, Some(Object::Nft(old)) if old.sets.contains_key(set));
+        let fresh = take_open_sets(&mut new.clone());
+        self.objects.extend(fresh.into_iter().filter(|(key, _)| element_of(key).is_some_and(|(set, ..)| !has(set))));
     }
 
     fn needs_link(&self, dev: IfName) -> Result<(), Refusal> {
@@ -213,7 +210,7 @@ impl FakeKernel {
     fn remove(&mut self, key: &Key) -> Result<(), Refusal> {
         self.objects.remove(key).ok_or_else(|| (ENOENT, "No such object".to_owned()))?;
         match *key {
-            Key::Nft => self.objects.retain(|other, _| !matches!(other, Key::KnownHost(_))),
+            Key::Nft => self.objects.retain(|other, _| element_of(other).is_none()),
             Key::Tunnel(dev) => self.objects.retain(|other, _| !matches!(other, Key::TunnelPeer(on, _) if *on == dev)),
             Key::Link(dev) => self.objects.retain(|other, object| {
                 let via = match object {

@@ -9,7 +9,7 @@ use loden_core::config::node::NodeConfig;
 
 use crate::support::binaries;
 
-const PAGES: [&str; 13] = [
+const PAGES: [&str; 14] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -19,6 +19,7 @@ const PAGES: [&str; 13] = [
     "docs/src/flannel.md",
     "docs/src/introduction.md",
     "docs/src/labs.md",
+    "docs/src/misses.md",
     "docs/src/node.md",
     "docs/src/pools.md",
     "docs/src/segments.md",

@@ -13,6 +13,7 @@ mod install;
 mod kill;
 mod learn;
 mod macvlan;
+mod miss;
 mod outage;
 mod refuse;
 mod renumber;

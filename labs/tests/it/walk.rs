@@ -27,18 +27,18 @@ fn lab() -> Guard {
 }
 
 /// A pod as its host has written it down.
-fn attachment(lab: &Lab, host: &str) -> Attachment {
+pub fn attachment(lab: &Lab, host: &str) -> Attachment {
     let mut found = RunDir::new(lab.dir().join(host).join("run")).attachments().good;
     assert_eq!(found.len(), 1);
     found.remove(0)
 }
 
-fn name(text: &str) -> IfName {
+pub fn name(text: &str) -> IfName {
     text.parse().expect(text)
 }
 
 /// The number and the Ethernet address of a link.
-fn link_of(lab: &Lab, place: &str, dev: IfName) -> (u32, Mac) {
+pub fn link_of(lab: &Lab, place: &str, dev: IfName) -> (u32, Mac) {
     let read =
         || link::read(&mut Socket::open(Protocol::Route).expect("a socket"), dev).expect("asked").expect("there");
     let seen = lab.netns(place).expect("netns").run(read).expect("a thread");
@@ -158,7 +158,7 @@ fn walk(lab: &Lab, near: &Attachment, far: &Attachment, family: Family) {
     assert_eq!(datagrams, 6, "{seen:#?}");
 }
 
-fn ip(attachment: &Attachment, family: Family) -> IpAddr {
+pub fn ip(attachment: &Attachment, family: Family) -> IpAddr {
     attachment.ips().find(|addr| Family::of(*addr) == family).expect("an address of each family")
 }
 

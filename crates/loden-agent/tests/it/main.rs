@@ -10,6 +10,7 @@ mod journal;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod ledger;
+mod misses;
 mod outage;
 mod race;
 mod reconcile;

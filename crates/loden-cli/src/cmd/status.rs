@@ -71,6 +71,18 @@ fn text(status: &Status) -> String {
             .iter()
             .map(|b| vec![b.cidr.to_string(), b.pool.to_string(), format!("{}/{}", b.used, b.capacity)]),
     );
+    if let Some(misses) = &status.misses {
+        text += &format!(
+            "\nanswers {} (at most {} a device), {} questions, {} a second; {} without an answer, {} held back; {} packets for unknown addresses refused\n",
+            misses.flows,
+            misses.most_flows,
+            misses.asked,
+            misses.per_second,
+            misses.unanswered,
+            misses.held_back,
+            misses.refused,
+        );
+    }
     text += "\n";
     text += &peers(&status.peers);
     if !status.tunnels.is_empty() {

@@ -19,9 +19,14 @@ pub(super) fn host(cx: &Context<'_>, dev: IfName, wire: Wire, mtu: u32, out: &mu
     let own = cx.view.own_blocks_in(cx.pool).map(|block| block.cidr).collect();
     out.want(Key::Tunnel(dev), Object::Tunnel(Box::new(Tunnel { wire, local, mtu, own })), "tunnel engine");
     if is_whole(cx) {
-        let key = Key::Route(cx.pool.cidr, default_priority(cx.pool.cidr.family()));
-        out.want(key, Object::Route(Via::Link(dev)), "route to the pool");
+        route_of_pool(cx, dev, out);
     }
+}
+
+/// One route for all peers.
+pub(super) fn route_of_pool(cx: &Context<'_>, dev: IfName, out: &mut Wishes) {
+    let key = Key::Route(cx.pool.cidr, default_priority(cx.pool.cidr.family()));
+    out.want(key, Object::Route(Via::Link(dev)), "route to the pool");
 }
 
 /// A tunnel's device. The host's own packets into the overlay need a source there, on whichever device they leave.
@@ -39,9 +44,13 @@ pub(super) fn device(cx: &Context<'_>, dev: IfName, kind: LinkKind, mtu: u32, ou
 
 /// Routes to a peer's blocks, unless the pool's own leads there.
 pub(super) fn routes(cx: &Context<'_>, dev: IfName, blocks: &[&Block], out: &mut Wishes) {
-    if is_whole(cx) {
-        return;
+    if !is_whole(cx) {
+        routes_of_blocks(dev, blocks, out);
     }
+}
+
+/// Routes to a peer's blocks.
+pub(super) fn routes_of_blocks(dev: IfName, blocks: &[&Block], out: &mut Wishes) {
     for block in blocks {
         let key = Key::Route(block.cidr, default_priority(block.cidr.family()));
         out.want(key, Object::Route(Via::Link(dev)), "route to a block");
@@ -58,6 +67,6 @@ pub(super) fn admit(dev: IfName, peer: &Node, to: Option<Destination>, blocks: &
 }
 
 /// Whether all of the pool's packets go by the one backend, so that one route does for all peers.
-fn is_whole(cx: &Context<'_>) -> bool {
+pub(super) fn is_whole(cx: &Context<'_>) -> bool {
     cx.view.active_backends(cx.pool).len() == 1
 }

@@ -1,6 +1,11 @@
 //! VXLAN, routed: per peer one route, one ARP entry, one FDB entry. No flooding, no learning. The shape in which the pods of all hosts
 //! are on one segment is [`segment`]'s.
 //!
+//! With [`Control::Miss`](crate::model::Control) the pool is one route instead, out of the device, and the kernel asks for each address
+//! in it when somebody first sends to it; the answer is an ARP entry of its own with the VTEP that has the block. The kernel asks by
+//! itself (`app_solicit`) since a route out of the device makes it look for the neighbour: the device need not report misses, so that
+//! it is the same one under either control, and changing that loses nothing. The FDB entry stays one a peer.
+//!
 //! The gateway of a peer's routes is, in IPv4, the network address of its lowest block, which its VTEP device bears (in IPv6
 //! the link-local address of its VTEP): the ARP entry
 //! turns it into the VTEP's Ethernet address, the FDB entry turns that into the host's address. One device for each family
@@ -9,13 +14,18 @@
 use std::net::IpAddr;
 
 use super::underlays::{common, own_first, underlays};
-use super::{Backend, Context, host_gw, mtu_inside, segment};
+use super::{Backend, Context, engine, host_gw, mtu_inside, segment};
 use crate::config::ConfigError;
 use crate::desired::Wishes;
 use crate::kernel::link::{Link, LinkKind, Port, Vxlan};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
 use crate::model::{BackendConfig, Block, Control, Family, IfName, Mac, Node, Prefix, Receive, Vni, VxlanConfig};
 use crate::view::View;
+
+/// How often the kernel asks for a neighbour before it gives up, a second apart.
+const ASKS: i64 = 3;
+/// How much it holds for a neighbour that it asks for, in bytes of its own: what a fast sender sends until the answer is there.
+const HELD: i64 = 1 << 20;
 
 impl Backend for VxlanConfig {
     /// Ethernet 14, VXLAN 8, UDP 8, and the outer IP header: 20 or 40.
@@ -50,7 +60,7 @@ impl Backend for VxlanConfig {
                 learning: self.control == Control::Learn,
                 gbp: self.gbp,
                 group: segment::group(cx, self, underlay),
-                reports_misses: self.control == Control::Miss,
+                reports_misses: false,
                 most_entries: if self.control == Control::Learn { segment::MOST_ENTRIES } else { 0 },
             };
             let link = Link {
@@ -69,6 +79,9 @@ impl Backend for VxlanConfig {
             {
                 out.want(Key::DeviceSysctl(dev, sysctl), Object::Sysctl(value), "VTEP device");
             }
+            if self.asks() {
+                asks_the_agent(dev, cx.pool.cidr.family(), out);
+            }
             // The host's own packets into the overlay need a source there, on whichever device they leave.
             if let Some(block) = cx.view.own_blocks_in(cx.pool).next().filter(|_| !self.bridged) {
                 let addr = block.cidr.network();
@@ -78,6 +91,30 @@ impl Backend for VxlanConfig {
         }
         if self.bridged {
             segment::host(cx, self, out);
+            return;
+        }
+        if let Some(dev) = self.way_of_pool(cx) {
+            engine::route_of_pool(cx, dev, out);
+        }
+    }
+
+    /// Whatever this host sends to the peer with: another control may have it use the same device.
+    fn admit(&self, cx: &Context<'_>, peer: &Node, blocks: &[&Block], out: &mut Wishes) {
+        if self.bridged {
+            segment::admit(cx, self, peer, out);
+        } else if self.asks() && self.vtep_of(cx, peer).is_ok() {
+            for block in blocks {
+                out.want(Key::KnownBlock(block.cidr), Object::KnownBlock, "may be asked for");
+            }
+        }
+    }
+
+    fn answer(&self, cx: &Context<'_>, peer: &Node, (dev, addr): (IfName, IpAddr), out: &mut Wishes) {
+        if let Ok((its, mac, _)) = self.vtep_of(cx, peer)
+            && self.asks()
+            && its == dev
+        {
+            out.want(Key::Neighbour(dev, addr), Object::Neighbour(mac), "answer");
         }
     }
 
@@ -91,6 +128,13 @@ impl Backend for VxlanConfig {
         if self.bridged {
             return Ok(());
         }
+        if self.asks() {
+            out.want(Key::Fdb(dev, mac), Object::Fdb(vtep), "FDB entry of the VTEP");
+            if self.way_of_pool(cx) != Some(dev) {
+                engine::routes_of_blocks(dev, blocks, out);
+            }
+            return Ok(());
+        }
         let Some(gateway) = blocks.first().map(|block| gateway(block, mac)) else { return Ok(()) };
         out.want(Key::Neighbour(dev, gateway), Object::Neighbour(mac), "ARP entry of the VTEP");
         out.want(Key::Fdb(dev, mac), Object::Fdb(vtep), "FDB entry of the VTEP");
@@ -100,12 +144,6 @@ impl Backend for VxlanConfig {
             out.want(key, Object::Route(Via::Nexthop(dev, gateway)), "route to a block");
         }
         Ok(())
-    }
-
-    fn admit(&self, cx: &Context<'_>, peer: &Node, _blocks: &[&Block], out: &mut Wishes) {
-        if self.bridged {
-            segment::admit(cx, self, peer, out);
-        }
     }
 }
 
@@ -118,6 +156,12 @@ impl VxlanConfig {
     /// The families in the order in which it looks for an underlay.
     fn order(&self, cx: &Context<'_>) -> [Family; 2] {
         if self.bridged { segment::order(self) } else { own_first(cx) }
+    }
+
+    /// The device that the whole pool is routed out of, if it is.
+    fn way_of_pool(&self, cx: &Context<'_>) -> Option<IfName> {
+        let (first, _) = underlays(cx).next().filter(|_| self.asks() && engine::is_whole(cx))?;
+        self.device(cx, first)
     }
 
     /// The device for an underlay family: flannel's name, so that a node can change hands in place. A device listens on one
@@ -163,6 +207,27 @@ impl VxlanConfig {
         };
         let ((dev, mac), addr) = common(cx, self.order(cx), peer, &format!("VNI {}", self.vni), end_at)?;
         Ok((dev, mac, addr))
+    }
+}
+
+/// The devices on which the kernel asks the agent for a pool's addresses.
+pub(crate) fn asking_devices(cx: &Context<'_>) -> Vec<IfName> {
+    let asking = cx.view.active_backends(cx.pool).into_iter().filter_map(|backend| match backend {
+        BackendConfig::Vxlan(vxlan) if vxlan.asks() => Some(vxlan),
+        _ => None,
+    });
+    asking.flat_map(|vxlan| underlays(cx).filter_map(|(family, _)| vxlan.device(cx, family))).collect()
+}
+
+/// How the kernel asks the agent, and nobody else. What waits for an answer is held: an agent that starts anew takes a moment.
+fn asks_the_agent(dev: IfName, family: Family, out: &mut Wishes) {
+    let sysctls = [
+        (DeviceSysctl::AppSolicit(family), ASKS),
+        (DeviceSysctl::McastSolicit(family), 0),
+        (DeviceSysctl::Held(family), HELD),
+    ];
+    for (sysctl, value) in sysctls {
+        out.want(Key::DeviceSysctl(dev, sysctl), Object::Sysctl(value), "asks the agent for neighbours");
     }
 }
 

@@ -53,6 +53,9 @@ pub struct NodeConfig {
     pub resync_seconds: u32,
     /// `block_idle_seconds`: how long a block stays without a pod before it is given back; 0: it is kept; at most 31536000, default 600.
     pub block_idle_seconds: u32,
+    /// `flow_seconds`: how long an answer stays that the kernel has asked for (VXLAN under the control `miss`) before it has to ask again;
+    /// 1 to 86400, default 600.
+    pub flow_seconds: u32,
 }
 
 impl NodeConfig {
@@ -111,6 +114,7 @@ impl NodeConfig {
             subnet_file: fields.text("subnet_file")?,
             resync_seconds: fields.number("resync_seconds", 5, 86_400)?.unwrap_or(60),
             block_idle_seconds: fields.number("block_idle_seconds", 0, 31_536_000)?.unwrap_or(600),
+            flow_seconds: fields.number("flow_seconds", 1, 86_400)?.unwrap_or(600),
         };
         fields.finish()?;
         Ok(config)

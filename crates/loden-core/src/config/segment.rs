@@ -82,8 +82,8 @@ pub(crate) fn check(pool: &PoolName, vxlan: &VxlanConfig) -> Result<(), ConfigEr
             "what is learned is where the pods of one segment are: leave it out, or true",
         );
     }
-    if vxlan.bridged && vxlan.control == Control::Static {
-        let meant = "where the pods of a segment are has to be learned or asked for: control = \"learn\" (or \"miss\") goes with it";
+    if vxlan.bridged && vxlan.control != Control::Learn {
+        let meant = "where the pods of a segment are has to be learned: control = \"learn\" goes with it";
         return invalid("bridged", &true, meant);
     }
     if vxlan.bridged && vxlan.direct_routing {
@@ -112,10 +112,11 @@ pub(crate) fn check(pool: &PoolName, vxlan: &VxlanConfig) -> Result<(), ConfigEr
 /// # Errors
 /// Why not, and what to do.
 pub(crate) fn check_together(a: &VxlanConfig, b: &VxlanConfig) -> Result<(), String> {
-    let shape = |vxlan: &VxlanConfig| (vxlan.control, vxlan.bridged, vxlan.group, vxlan.bridge);
+    // One device serves what is routed under either control.
+    let shape = |vxlan: &VxlanConfig| (vxlan.bridged, vxlan.group, vxlan.bridge);
     if a.vni == b.vni && shape(a) != shape(b) {
         return Err(format!(
-            "both use VNI {}, which is one device, and differ in control, bridged, group or bridge; give them different VNIs, or set \
+            "both use VNI {}, which is one device, and differ in bridged, group or bridge; give them different VNIs, or set \
              both alike",
             a.vni
         ));

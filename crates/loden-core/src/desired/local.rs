@@ -1,6 +1,7 @@
 //! From the view to the wishes of each source: this host itself, a peer, a pod.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::{Source, Wishes};
 use crate::attach;
@@ -246,6 +247,31 @@ pub(super) fn peer(view: &View, name: &NodeName) -> Wishes {
             }
             Err(cause) => out.problem(subject(), cause),
         }
+    }
+    out
+}
+
+/// The answer to a question of the kernel's for an address on a device, as long as it is one that the view keeps.
+pub(super) fn flow(view: &View, dev: IfName, addr: IpAddr) -> Wishes {
+    if view.has_flow(dev, addr) { answer(view, dev, addr) } else { Wishes::new(Source::Flow(dev, addr)) }
+}
+
+/// Whether there is an answer.
+pub(crate) fn is_answered(view: &View, dev: IfName, addr: IpAddr) -> bool {
+    !answer(view, dev, addr).is_empty()
+}
+
+fn answer(view: &View, dev: IfName, addr: IpAddr) -> Wishes {
+    let mut out = Wishes::new(Source::Flow(dev, addr));
+    let Some(underlay) = view.local.underlay.as_ref() else {
+        out.hold = true;
+        return out;
+    };
+    let Some((node, pool, _)) = view.owner_of(addr) else { return out };
+    out.serve(Some(pool.name.clone()));
+    let cx = Context { view, underlay, pool };
+    for backend in view.active_backends(pool) {
+        backend.backend().answer(&cx, node, (dev, addr), &mut out);
     }
     out
 }

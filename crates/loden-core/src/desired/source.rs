@@ -1,11 +1,12 @@
 //! Where a wish comes from: for people who ask why an object is there, and for thinking over only what changed.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::model::{AttachmentKey, NodeName, PoolName};
+use crate::model::{AttachmentKey, IfName, NodeName, PoolName};
 
 /// What in the view an object comes from. When it changes, only its objects are thought over again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -17,6 +18,8 @@ pub enum Source {
     Peer(NodeName),
     /// A pod here.
     Attachment(AttachmentKey),
+    /// An address that the kernel has asked for on a device.
+    Flow(IfName, IpAddr),
 }
 
 /// Where a wish comes from.
@@ -46,6 +49,7 @@ impl fmt::Display for Why {
             Source::Local => {}
             Source::Peer(node) => write!(f, " of node {node}")?,
             Source::Attachment(key) => write!(f, " of attachment {key}")?,
+            Source::Flow(dev, addr) => write!(f, " for {addr} on {dev}")?,
         }
         if let Some(pool) = &self.origin.pool {
             write!(f, ", pool {pool}")?;

@@ -75,6 +75,12 @@ impl Wishes {
         self.objects.push((key, Wanted { object, why }));
     }
 
+    /// Whether nothing is wished for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
     /// How many wishes were made: what [`Wishes::take_back`] goes back to.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -4,7 +4,11 @@
 //! people and golden files. A rule is known again by its [`Rule::digest`], which travels in the rule's comment: a rule read
 //! from the kernel has the digest and no expressions. Anything that changes is an element of a set or map, not a rule.
 
+mod open;
 mod text;
+
+pub(crate) use open::fill_open_sets;
+pub use open::{blocks_set, element_of, hosts_set, open_set, take_open_sets};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -69,8 +73,8 @@ pub struct Set {
     pub data: SetData,
     /// The elements; unless the data is [`SetData::None`] each has its value.
     pub elements: BTreeMap<Element, Option<Value>>,
-    /// Whether each element is an object of its own ([`Key::KnownHost`](super::Key::KnownHost)), so that one more costs what one
-    /// costs: these are only what the set is made with.
+    /// Whether each element is an object of its own ([`element_of`]), so that one more costs what one costs: these are only what
+    /// the set is made with.
     pub is_open: bool,
 }
 
@@ -318,6 +322,8 @@ pub enum Expr {
     Counter,
     /// Masquerades, with the source port chosen fully at random (two connections at once must not clash).
     Masquerade,
+    /// Refuses the packet and tells its sender that there is no such host (ICMP).
+    Reject,
     /// Ends the rule with a verdict.
     Verdict(Verdict),
 }

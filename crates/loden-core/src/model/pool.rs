@@ -130,6 +130,15 @@ pub enum Control {
     Miss,
 }
 
+impl VxlanConfig {
+    /// Whether the kernel asks the agent for neighbours on the device: all of the network is routed out of it, and each address in it
+    /// has an entry of its own, as soon as somebody sends to it.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.control == Control::Miss && !self.bridged
+    }
+}
+
 impl Control {
     fn is_static(&self) -> bool {
         *self == Self::Static

@@ -1,6 +1,7 @@
 //! Blocks that overlap: the one that was recorded first is in force, whatever the order in which they are heard of.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::{Changed, Problem, View};
 use crate::desired::Source;
@@ -89,6 +90,23 @@ impl Recorded {
 }
 
 impl View {
+    /// The largest block that covers a prefix, or the prefix itself: whatever is recorded or not in it, what becomes of others stays
+    /// within.
+    pub(super) fn around_block(&self, cidr: Prefix) -> Prefix {
+        self.recorded.outermost(cidr)
+    }
+
+    /// The block in force that has an address, and its owner.
+    pub(super) fn block_of(&self, addr: IpAddr) -> Option<(&NodeName, &Block)> {
+        let family = Family::of(addr);
+        let lengths = self.recorded.lengths.range((family, 0)..=(family, family.bits())).map(|((_, len), _)| *len);
+        lengths.map(|len| Prefix::holding(addr, len)).find_map(|cidr| {
+            let owner = &self.recorded.all.get(&cidr)?.owner;
+            let block = self.blocks.get(owner)?.iter().find(|block| block.cidr == cidr)?;
+            Some((owner, block))
+        })
+    }
+
     pub(super) fn put_block(&mut self, block: Block, created: u64) -> Changed {
         let (cidr, owner) = (block.cidr, block.owner.clone());
         let is_known = self.recorded.all.get(&cidr).is_some_and(|mark| mark.created == created);

@@ -242,8 +242,8 @@ fn a_segment_is_asked_for_whole_or_not_at_all() {
     check(
         "bridged = true",
         &format!(
-            "{of_pool}.bridged` is true: where the pods of a segment are has to be learned or asked for: control = \"learn\" (or \
-             \"miss\") goes with it"
+            "{of_pool}.bridged` is true: where the pods of a segment are has to be learned: control = \"learn\" goes \
+             with it"
         ),
     );
     check(
@@ -272,7 +272,7 @@ fn a_network_is_a_vni_and_a_bridge() {
         let said = parse_pools(from_toml(&format!("{first}{second}"))).err().map(|error| error.to_string());
         assert_eq!(said.unwrap_or_default(), expected, "{second}");
     };
-    let alike = "pool two clashes with pool one: both use VNI 7, which is one device, and differ in control, bridged, group or \
+    let alike = "pool two clashes with pool one: both use VNI 7, which is one device, and differ in bridged, group or \
                  bridge; give them different VNIs, or set both alike";
     check("vni = 7, control = \"learn\", bridge = \"t2\"", alike);
     check("vni = 7, control = \"learn\", bridge = \"t1\", group = { v4 = \"239.1.1.1\" }", alike);
@@ -323,12 +323,12 @@ fn the_example_of_a_node_means_what_it_says_and_nothing_has_to_be_said() {
     assert_eq!(config.labels.get("zone").map(String::as_str), Some("west"));
     assert_eq!(config.listen.map(|addr| addr.to_string()).as_deref(), Some("127.0.0.1:9476"));
     assert_eq!((config.log_json, config.log_level.as_str(), config.resync_seconds), (true, "lodend=debug", 300));
-    assert_eq!(config.block_idle_seconds, 0);
+    assert_eq!((config.block_idle_seconds, config.flow_seconds), (0, 60));
     assert_eq!(config.rules, HostRules { masquerade: Some(true), forward: false, blackhole: true, guard: false });
     assert_eq!((config.announce, config.subnet_file.as_deref()), (false, Some("/run/flannel/subnet.env")));
 
     let usual = NodeConfig::parse(from_toml("")).expect("config");
-    assert_eq!(usual.block_idle_seconds, 600);
+    assert_eq!((usual.block_idle_seconds, usual.flow_seconds), (600, 600));
     assert_eq!((usual.store.as_str(), usual.run_dir.as_str()), ("sqlite:/var/lib/loden/loden.db", "/run/loden"));
     assert_eq!((usual.bridge.as_str(), usual.log_json, usual.resync_seconds), ("cni0", false, 60));
     assert_eq!((usual.node, usual.iface.is_empty(), usual.public.is_empty(), usual.listen), (None, true, true, None));

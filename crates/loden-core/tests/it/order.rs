@@ -1,12 +1,13 @@
 //! Properties of view, desired state and plan: nothing hangs on the order of events, nothing is ever missing in between.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use loden_core::config::cluster::parse_pools;
 use loden_core::desired::{Desired, Source};
 use loden_core::kernel::{Key, Object};
 use loden_core::model::{
-    BackendConfig, Block, Entry, Family, Lease, Mac, Node, NodeName, PerFamily, Pool, Prefix, Receive, Record,
+    BackendConfig, Block, Entry, Family, IfName, Lease, Mac, Node, NodeName, PerFamily, Pool, Prefix, Receive, Record,
     UdpConfig, Vni,
 };
 use loden_core::plan::{Plan, Step, Verb};
@@ -62,6 +63,8 @@ fn backend() -> impl Strategy<Value = BackendConfig> {
         json!({ "type": "vxlan", "vni": 2, "direct_routing": true }),
         json!({ "type": "vxlan", "vni": 3, "control": "learn", "group": { "v4": "239.1.1.42", "v6": "ff05::42" } }),
         json!({ "type": "vxlan", "vni": 4, "control": "learn", "bridge": "tenant1" }),
+        json!({ "type": "vxlan", "control": "miss" }),
+        json!({ "type": "vxlan", "vni": 2, "control": "miss", "direct_routing": true }),
         json!({ "type": "host-gw" }),
         json!({ "type": "udp" }),
         json!({ "type": "ipip" }),
@@ -168,6 +171,16 @@ fn record() -> impl Strategy<Value = Record> {
     prop_oneof![1 => pool(), 3 => node(), 4 => block(), 1 => lease()]
 }
 
+/// What the kernel may ask for: addresses in blocks of either length and in none, on devices of both networks.
+fn asked() -> impl Strategy<Value = Vec<(IfName, IpAddr)>> {
+    let dev = select(vec!["flannel.1", "flannel.2", "flannel-v6.1", "cni0"]).prop_map(|dev| dev.parse().expect("name"));
+    let addr = (0..9_u8, 60..70_u8, any::<bool>()).prop_map(|(k, last, is_v4)| match is_v4 {
+        true => IpAddr::from([10, 244, k, last]),
+        false => format!("fd00:244:0:{k}::{last:x}").parse().expect("address"),
+    });
+    proptest::collection::vec((dev, addr), 0..4)
+}
+
 fn records() -> impl Strategy<Value = Vec<Record>> {
     proptest::collection::vec(record(), 0..30)
 }
@@ -189,6 +202,11 @@ impl Follower {
         let changed = self.view.put(&entry(record.clone()));
         self.desired.update(&self.view, &changed);
         changed
+    }
+
+    fn ask(&mut self, dev: IfName, addr: IpAddr) {
+        let changed = self.view.ask(dev, addr, 1).unwrap_or_default();
+        self.desired.update(&self.view, &changed);
     }
 
     fn delete(&mut self, key: &loden_core::model::Key) {
@@ -261,7 +279,7 @@ proptest! {
     }
 
     #[test]
-    fn thinking_over_what_changed_is_thinking_over_everything(steps in records(), forget in proptest::collection::vec(any::<Index>(), 0..8)) {
+    fn thinking_over_what_changed_is_thinking_over_everything(steps in records(), asked in asked(), forget in proptest::collection::vec(any::<Index>(), 0..8)) {
         let mut follower = Follower::new();
         let check = |follower: &Follower| {
             let at_once = told(&follower.view, &picture::desired(&follower.view));
@@ -269,6 +287,8 @@ proptest! {
         };
         for record in &steps {
             follower.put(record);
+            check(&follower)?;
+            asked.iter().for_each(|(dev, addr)| follower.ask(*dev, *addr));
             check(&follower)?;
         }
         for index in forget {
@@ -317,6 +337,12 @@ fn reach_rest(desired: &mut Desired, kernel: &mut FakeKernel, stays: &BTreeSet<K
             };
             let is_device = matches!(step.key, Key::Link(_))
                 && makes.iter().any(|other| matches!(other.key, Key::Link(_)) && other.verb != Verb::Remove);
+            // Or a block that one which overlaps it takes the place of.
+            let is_in_place = |other: &Step| {
+                matches!((step.key, other.key), (Key::KnownBlock(gone), Key::KnownBlock(new))
+                if gone.overlaps(new) && other.verb == Verb::Add)
+            };
+            let is_for = |other: &Step| is_for(other) || is_in_place(other);
             prop_assert!(is_device || makes.iter().any(is_for), "broken before it is made: {}\n{}", step, plan);
         }
         breaks |= plan.steps.iter().any(|step| step.verb == Verb::Recreate);

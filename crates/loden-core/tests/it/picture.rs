@@ -1,12 +1,13 @@
 //! Cluster pictures: a TOML file that says what one host sees, read into a [`View`].
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use loden_core::config::cluster::parse_pools;
 use loden_core::desired::Desired;
-use loden_core::model::{Attachment, Block, Entry, Node, Record};
+use loden_core::model::{Attachment, Block, Entry, IfName, Node, Record};
 use loden_core::underlay::Underlay;
 use loden_core::view::{Abilities, Changed, HostRules, Local, View};
 use serde::Deserialize;
@@ -32,6 +33,9 @@ struct Picture {
     block: Vec<Block>,
     #[serde(default)]
     attachment: Vec<Attachment>,
+    /// What the kernel has asked for: device and address.
+    #[serde(default)]
+    asked: Vec<(IfName, IpAddr)>,
 }
 
 #[derive(Deserialize)]
@@ -77,6 +81,10 @@ pub fn read(text: &str) -> View {
     }
     for attachment in picture.attachment {
         view.set_attachment(attachment.key.clone(), Some(Arc::new(attachment)));
+    }
+    for (dev, addr) in picture.asked {
+        // For one without an answer nothing is wanted.
+        let _ = view.ask(dev, addr, 1);
     }
     view
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use loden_core::desired::{Desired, Source, published};
 use loden_core::kernel::link::{Link, LinkKind, Vxlan};
+use loden_core::kernel::nft::Expr;
 use loden_core::kernel::{Key, Object, Observed, Sort, Via, default_priority};
 use loden_core::model::{
     Attachment, BackendConfig, Block, Entry, IfName, Node, NodeName, PerFamily, Pool, PoolName, Prefix, Receive, Record,
@@ -95,8 +96,13 @@ impl Sim {
         if self.hosts[n].dead {
             return;
         }
-        let changed = std::mem::take(&mut self.hosts[n].changed);
+        let asked = self.asked();
         let host = &mut self.hosts[n];
+        for (dev, addr) in asked {
+            // Where no answer is to be given nothing is kept.
+            host.changed.merge(host.view.ask(dev, addr, 1).unwrap_or_default());
+        }
+        let changed = std::mem::take(&mut host.changed);
         host.desired.update(&host.view, &changed);
         for pass in 0.. {
             let host = &mut self.hosts[n];
@@ -203,6 +209,21 @@ impl Sim {
         }
     }
 
+    /// What kernels may ask for: an address of each block, on any VXLAN device.
+    fn asked(&self) -> Vec<(IfName, IpAddr)> {
+        let devices =
+            self.hosts.iter().flat_map(|host| host.kernel.objects.iter()).filter_map(|(key, object)| match object {
+                Object::Link(link) if matches!(link.kind, LinkKind::Vxlan(_)) => key.device(),
+                _ => None,
+            });
+        let devices: BTreeSet<IfName> = devices.collect();
+        let blocks = self.log.iter().filter_map(|entry| match &entry.record {
+            Record::Block(block) => Some(block.cidr),
+            _ => None,
+        });
+        blocks.flat_map(|block| devices.iter().map(move |dev| (*dev, some_pod(block)))).collect()
+    }
+
     /// Each host's route to each other's blocks leads somewhere where the packet is taken in.
     pub fn check(&self, when: &str) {
         if !self.watching {
@@ -302,7 +323,11 @@ fn eth0() -> IfName {
 fn usable(a: &Host, b: &Host, block: &Block) -> Result<(), String> {
     let here = &a.kernel.objects;
     let there = b.address();
-    match route_to(here, block.cidr) {
+    let way = route_to(here, block.cidr);
+    if way.and_then(|via| via.device()).is_some_and(|dev| is_refused(here, dev, block.cidr)) {
+        return Err("it is refused as unknown".to_owned());
+    }
+    match way {
         Some(Via::Nexthop(dev, gateway)) => {
             if !here.contains_key(&Key::Nexthop(dev, gateway)) {
                 return Err("no nexthop".to_owned());
@@ -320,6 +345,11 @@ fn usable(a: &Host, b: &Host, block: &Block) -> Result<(), String> {
         }
         Some(Via::Link(dev)) if dev.as_str() == "cni0" => on_one_segment(a, b),
         Some(Via::Link(dev)) => {
+            if let Some(Object::Link(link)) = here.get(&Key::Link(dev))
+                && matches!(link.kind, LinkKind::Vxlan(_))
+            {
+                return usable_by_answers(a, b, (dev, block.cidr), link);
+            }
             if a.is_starting {
                 // Its engine was in the process that has ended, and is started by the next one before anything else.
                 return Ok(());
@@ -359,6 +389,31 @@ fn on_one_segment(a: &Host, b: &Host) -> Result<(), String> {
     };
     let is_there = ports(a).any(|near| ports(b).any(|(_, far)| reaches(&near, &far)));
     if is_there { Ok(()) } else { Err(format!("{} is on no segment with {}", b.name, a.name)) }
+}
+
+/// Whether packets for the block are refused before the device.
+fn is_refused(here: &Observed, dev: IfName, block: Prefix) -> bool {
+    let Some(Object::Nft(table)) = here.get(&Key::Nft) else { return false };
+    let mut rules = table.chains.values().flat_map(|chain| &chain.rules);
+    let is_for =
+        |expr: &Expr| *expr == Expr::Output { name: dev, negate: false } || *expr == Expr::Family(block.family());
+    let is_guarded = rules.any(|rule| rule.exprs.iter().filter(|expr| is_for(expr)).count() == 2);
+    is_guarded && !here.contains_key(&Key::KnownBlock(block))
+}
+
+/// Whether the kernel has or gets an answer for the block's addresses, and the answer that it has or gets leads to `b`.
+fn usable_by_answers(a: &Host, b: &Host, (dev, block): (IfName, Prefix), link: &Link) -> Result<(), String> {
+    let here = &a.kernel.objects;
+    if here.contains_key(&Key::Neighbour(dev, some_pod(block))) {
+        return usable_vtep(here, b, (dev, some_pod(block)), link);
+    }
+    // A new agent takes its kernel's questions when it has looked at it.
+    let is_answered = a.is_starting || a.view.clone().ask(dev, some_pod(block), 1).is_some();
+    if is_answered { Ok(()) } else { Err("nobody answers for it".to_owned()) }
+}
+
+fn some_pod(block: Prefix) -> IpAddr {
+    block.nth(5).expect("an address")
 }
 
 /// Where the longest prefix leads.

@@ -44,6 +44,10 @@ fn vxlan(vni: u32, port: u16) -> serde_json::Value {
     json!({ "type": "vxlan", "vni": vni, "port": port })
 }
 
+fn misses(vni: u32) -> serde_json::Value {
+    json!({ "type": "vxlan", "vni": vni, "control": "miss" })
+}
+
 fn host_gw() -> serde_json::Value {
     json!({ "type": "host-gw" })
 }
@@ -183,6 +187,14 @@ fn rows() -> Vec<Vec<Vec<Pool>>> {
         one(&[learn(1, None), learn(1, Some("239.1.1.42"))]),
         one(&[learn(1, Some("239.1.1.42")), learn(1, None)]),
         vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[learn(1, None), learn(1, None)])],
+        // By answered misses, on the same device and on another.
+        one(&[vxlan(1, 8472), misses(1)]),
+        one(&[misses(1), vxlan(1, 8472)]),
+        one(&[misses(1), vxlan(2, 8472), misses(1)]),
+        one(&[misses(1), misses(2)]),
+        one(&[host_gw(), misses(1), udp(8285)]),
+        vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[misses(1), misses(1)])],
+        vec![pools(&[misses(1), vxlan(1, 8472)]), pools(&[vxlan(1, 8472), misses(1)])],
         // Two pools share the device and are changed one after the other: the first change alone is refused.
         vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[vxlan(1, 4789), vxlan(1, 4789)])],
         vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[vxlan(2, 8472), vxlan(3, 8472)])],

@@ -34,6 +34,8 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Stream {
     is_over: Arc<AtomicBool>,
+    /// A sender that does not get its turn for a while on a busy machine sends its last one late.
+    is_all_sent: Arc<AtomicBool>,
     sender: JoinHandle<u64>,
     receiver: JoinHandle<Report>,
 }
@@ -62,9 +64,10 @@ impl Stream {
         let is_over = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&is_over);
         let sender = thread::spawn(move || send(&outbound, rate, &over));
-        let over = Arc::clone(&is_over);
+        let is_all_sent = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&is_all_sent);
         let receiver = thread::spawn(move || receive(&inbound, &over));
-        Ok(Self { is_over, sender, receiver })
+        Ok(Self { is_over, is_all_sent, sender, receiver })
     }
 
     /// Ends it, waits for what is under way, and says what it came to.
@@ -75,6 +78,7 @@ impl Stream {
         self.is_over.store(true, Ordering::Relaxed);
         let panicked = |_| LabError::system("a stream", "a thread of it panicked");
         let sent = self.sender.join().map_err(panicked)?;
+        self.is_all_sent.store(true, Ordering::Relaxed);
         let report = self.receiver.join().map_err(panicked)?;
         Ok(Report { sent, lost: sent.saturating_sub(report.received), ..report })
     }

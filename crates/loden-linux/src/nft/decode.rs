@@ -114,6 +114,16 @@ pub fn jumps_to(attrs: Attrs<'_>) -> Option<&str> {
     })
 }
 
+/// How many packets a rule has counted.
+pub fn packets(attrs: Attrs<'_>) -> Option<u64> {
+    attrs.find(4).map(Attrs::new).into_iter().flatten().find_map(|(_, expr)| {
+        let expr = Attrs::new(expr);
+        let data = expr.find(1).and_then(text).filter(|name| *name == "counter").and(expr.find(2))?;
+        // NFTA_COUNTER_PACKETS
+        Some(u64::from_be_bytes(Attrs::new(data).find(2)?.try_into().ok()?))
+    })
+}
+
 /// The comment among libnftables' user data: (type, length, text) one behind the other; type 0 is the comment.
 fn comment(mut userdata: &[u8]) -> Option<&str> {
     loop {

@@ -348,6 +348,11 @@ fn expr(w: &mut Writer, expr: &Expr) {
             lookup(w, set, REG32, false);
         }
         Expr::Redirect { family, map, by_address } => redirect(w, *family, map, *by_address),
+        // NFT_REJECT_ICMPX_UNREACH, NFT_REJECT_ICMPX_HOST_UNREACH: the code is one byte.
+        Expr::Reject => named(w, "reject", |w| {
+            w.be32(1, 2);
+            w.u8(2, 2);
+        }),
         Expr::Counter => named(w, "counter", |_| {}),
         // NF_NAT_RANGE_PROTO_RANDOM_FULLY
         Expr::Masquerade => named(w, "masq", |w| w.be32(1, 1 << 4)),

@@ -135,6 +135,12 @@ pub fn delete_fdb(w: &mut Writer, index: u32, lladdr: Mac) {
     w.end();
 }
 
+/// Reads which neighbour the kernel asks for: the link's number, and the address.
+#[must_use]
+pub fn parse_miss(payload: &[u8]) -> Option<(u32, IpAddr)> {
+    Some((u32_at(payload, 4)?, Attrs::behind(payload, INFO).find(NDA_DST).and_then(ip)?))
+}
+
 /// Reads an entry.
 #[must_use]
 pub fn parse(payload: &[u8]) -> Option<Seen> {

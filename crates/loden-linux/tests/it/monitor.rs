@@ -2,6 +2,7 @@
 
 mod entries;
 mod links;
+mod questions;
 
 use std::time::{Duration, Instant};
 

@@ -156,6 +156,7 @@ impl fmt::Display for Expr {
                 write!(f, "dnat {} to {address}meta l4proto . th dport map @{map}", ip(family))
             }
             Self::Counter => write!(f, "counter"),
+            Self::Reject => write!(f, "reject with icmpx host-unreachable"),
             Self::Masquerade => write!(f, "masquerade fully-random"),
             Self::Verdict(verdict) => verdict.fmt(f),
         }
