@@ -31,7 +31,7 @@ pub struct Options {
 }
 
 /// A row: the ratio says how many times better than the peer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Row {
     /// What is measured.
     pub name: &'static str,

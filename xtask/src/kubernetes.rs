@@ -20,6 +20,7 @@ use loden_linux::netns::{self, NetNs};
 use loden_linux::rt::link;
 use loden_linux::{LinuxError, spawn};
 
+use self::bytes::Bytes;
 use self::server::Server;
 use crate::{peers, shell, suite};
 
@@ -46,9 +47,18 @@ pub fn run(options: &Options) -> Result<()> {
     if options.cluster { cluster::run(&program, options) } else { run_suite(program) }
 }
 
+/// What a kubelet's Node costs to follow; `None` where Kubernetes has not been built.
+pub fn bytes() -> Result<Option<Bytes>> {
+    Some(place()).filter(|program| program.exists()).map(|program| cluster::bytes(&program)).transpose()
+}
+
+fn place() -> PathBuf {
+    shell::target().join("peers").join(format!("kubernetes-{VERSION}/kubernetes"))
+}
+
 /// Builds Kubernetes where it is not there yet.
 fn build() -> Result<PathBuf> {
-    let program = shell::target().join("peers").join(format!("kubernetes-{VERSION}/kubernetes"));
+    let program = place();
     if program.exists() {
         return Ok(program);
     }

@@ -53,7 +53,26 @@ pub fn run() -> Result<Vec<Row>> {
     let measured = measure(&lab);
     drop(server);
     lab.down()?;
-    measured
+    Ok([measured?, kubernetes()?].concat())
+}
+
+/// What a change of a kubelet's Node costs, where there is a Kubernetes to run.
+fn kubernetes() -> Result<Vec<Row>> {
+    let Some(bytes) = crate::kubernetes::bytes()? else {
+        shell::say("· `kubernetes_bytes` is left out: `cargo xtask kubernetes` builds what it needs");
+        return Ok(Vec::new());
+    };
+    Ok(vec![Row {
+        name: "kubernetes_bytes",
+        ours: bytes.change_of_agent,
+        peer: bytes.change,
+        unit: "B",
+        ratio: bytes.change / bytes.change_of_agent,
+        floor: 5.0,
+        goal: 5.0,
+        runs: bytes.changes,
+        against: "a change of a Node read whole, in JSON",
+    }])
 }
 
 /// etcd on the server; ends when it is dropped.

@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use loden_linux::spawn;
 use serde_json::Value;
 
@@ -20,6 +20,8 @@ const METADATA: &str = "application/vnd.kubernetes.protobuf;as=PartialObjectMeta
 const PROXY: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 8001);
 /// How long the beats of the kubelets are followed, in seconds.
 const WINDOW: u32 = 40;
+/// How often that is begun at most.
+const TRIES: usize = 3;
 
 /// The bytes of one Node.
 pub struct Bytes {
@@ -61,12 +63,7 @@ pub fn measure(cluster: &Cluster, agent: &Node) -> Result<Bytes> {
     let (whole, protobuf) = (list("application/json")?, list("application/vnd.kubernetes.protobuf")?);
     let metadata = list(METADATA)?;
 
-    let now: Value = serde_json::from_slice(&ask("/api/v1/nodes?limit=1", "application/json")?)?;
-    let at = now["metadata"]["resourceVersion"].as_str().context("a revision")?;
-    let before = received(agent)?;
-    let watch = format!("/api/v1/nodes?watch=1&resourceVersion={at}&timeoutSeconds={WINDOW}");
-    let stream = server.kubectl(&["get", "--raw", &watch, "--request-timeout=0"])?;
-    let read = received(agent)? - before;
+    let (stream, read) = watch(server, agent, || ask("/api/v1/nodes?limit=1", "application/json"))?;
     let changes = stream.lines().count();
     ensure!(changes >= cluster.nodes.len(), "the kubelets have not said a word in {WINDOW} s");
     Ok(Bytes {
@@ -77,6 +74,23 @@ pub fn measure(cluster: &Cluster, agent: &Node) -> Result<Bytes> {
         change_of_agent: read / changes as f64,
         changes,
     })
+}
+
+/// All changes of whole Nodes for a while, as they are written, and what the agent has read meanwhile.
+fn watch(server: &Server, agent: &Node, list: impl Fn() -> Result<Vec<u8>>) -> Result<(String, f64)> {
+    for _ in 0..TRIES {
+        let now: Value = serde_json::from_slice(&list()?)?;
+        let at = now["metadata"]["resourceVersion"].as_str().context("a revision")?;
+        let watch = format!("/api/v1/nodes?watch=1&resourceVersion={at}&timeoutSeconds={WINDOW}");
+        let (before, begun) = (received(agent)?, Instant::now());
+        let stream = server.kubectl(&["get", "--raw", &watch, "--request-timeout=0"])?;
+        let read = received(agent)? - before;
+        // A server that has not run for long may end one early.
+        if begun.elapsed() + Duration::from_secs(5) > Duration::from_secs(WINDOW.into()) {
+            return Ok((stream, read));
+        }
+    }
+    bail!("watches end before their time");
 }
 
 /// `kubectl proxy`: the API without TLS and without asking who one is.

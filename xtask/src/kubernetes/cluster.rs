@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use loden_lab::{Binaries, Lab, Topology};
 use loden_testkit::image;
 
+use super::bytes::{self, Bytes};
 use super::node::Node;
 use super::server::{SERVICES, Server};
 use super::{Options, flannel, pools};
@@ -29,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const TOPOLOGY: &str = "[[segment]]\nname = \"s\"\nv4 = \"192.0.2.0/24\"\nv6 = \"2001:db8:0:2::/64\"\n[[host]]\nname = \"n1\"\nstarts = false\n\
     [[host]]\nname = \"n2\"\nstarts = false\n[[server]]\nname = \"api\"\n";
 
+/// The pods' addresses of flannel's manifest.
+const PODS_OF_FLANNEL: &str = "10.244.0.0/16,fd00:10:244::/56";
+
 /// What is shown, each in a cluster of its own.
 struct Part {
     name: &'static str,
@@ -38,7 +42,7 @@ struct Part {
 }
 
 const PARTS: &[Part] = &[
-    Part { name: "flannel", cidr: Some("10.244.0.0/16,fd00:10:244::/56"), show: flannel::show },
+    Part { name: "flannel", cidr: Some(PODS_OF_FLANNEL), show: flannel::show },
     Part { name: "pools", cidr: None, show: pools::show },
 ];
 
@@ -52,23 +56,46 @@ pub fn run(program: &Path, options: &Options) -> Result<()> {
         PARTS.iter().map(|part| part.name).collect::<Vec<_>>()
     );
     for part in chosen {
-        let topology = Topology::parse(&format!("name = \"k8s-{}\"\n{TOPOLOGY}", part.name))?;
-        let dir = Path::new(loden_lab::lab::LABS).join(&topology.name);
-        let lab = Lab::up(&topology, &dir, binaries.clone(), false, &mut |step| shell::say(&format!("· {step}")))?;
-        let shown = Cluster::up(&lab, program, part.cidr).and_then(|mut cluster| {
-            let shown = (part.show)(&mut cluster);
-            if shown.is_err() {
-                cluster.tell();
-            }
+        let show = |cluster: &mut Cluster| {
+            let shown = (part.show)(cluster);
             if options.keep {
                 cluster.stay()?;
             }
             shown
-        });
-        lab.down()?;
-        shown.with_context(|| part.name)?;
+        };
+        with(part.name, program, binaries.clone(), part.cidr, show).with_context(|| part.name)?;
     }
     shell::print("everything held")
+}
+
+/// Measures what a kubelet's Node costs, on flannel's way.
+pub fn bytes(program: &Path) -> Result<Bytes> {
+    with("bytes", program, shell::build(false)?, Some(PODS_OF_FLANNEL), |cluster| {
+        flannel::install(cluster)?;
+        bytes::measure(cluster, cluster.nodes.first().context("a node")?)
+    })
+}
+
+/// Works with a cluster, which is then taken down.
+fn with<T>(
+    name: &str,
+    program: &Path,
+    binaries: Binaries,
+    cidr: Option<&str>,
+    work: impl FnOnce(&mut Cluster) -> Result<T>,
+) -> Result<T> {
+    let topology = Topology::parse(&format!("name = \"k8s-{name}\"\n{TOPOLOGY}"))?;
+    let dir = Path::new(loden_lab::lab::LABS).join(&topology.name);
+    let lab = Lab::up(&topology, &dir, binaries, false, &mut |step| shell::say(&format!("· {step}")))?;
+    let done = Cluster::up(&lab, program, cidr).and_then(|mut cluster| {
+        let done = work(&mut cluster);
+        if done.is_err() {
+            cluster.tell();
+        }
+        done
+    });
+    lab.down()?;
+    done
 }
 
 /// The cluster. The nodes go before the lab whose hosts they are on.

@@ -20,10 +20,15 @@ const MANIFEST: &str = include_str!("flannel.yaml");
 /// How long the API server is away.
 const OUTAGE: Duration = Duration::from_secs(60);
 
+/// Has it run on all nodes.
+pub fn install(cluster: &Cluster) -> Result<()> {
+    cluster.server.apply(MANIFEST)?;
+    cluster.wait_served()
+}
+
 /// Shows it.
 pub fn show(cluster: &mut Cluster) -> Result<()> {
-    cluster.server.apply(MANIFEST)?;
-    cluster.wait_served()?;
+    install(cluster)?;
     let (a, b) = pods::one_on_each(cluster)?;
     pods::all_reach(&[&a, &b])?;
     for node in &cluster.nodes {
