@@ -348,8 +348,10 @@ pub fn change(w: &mut Writer, name: IfName, new: &Link, old: &Link, underlay: Op
         w.raw(&info(0, 0, 0));
         w.text(ifla::IFNAME, name.as_str());
         // An IPIP device that is tied to another underlay gets an MTU from it unless told one at once (`ip_tunnel_changelink`,
-        // net/ipv4/ip_tunnel.c).
-        w.u32(ifla::MTU, new.mtu);
+        // net/ipv4/ip_tunnel.c); a VXLAN device refuses to be told.
+        if matches!(new.kind, LinkKind::Ipip(_)) {
+            w.u32(ifla::MTU, new.mtu);
+        }
         kind::write(w, &new.kind, underlay, Some(&old.kind));
         w.end();
     }
