@@ -247,8 +247,13 @@ impl fmt::Display for Link {
                 write!(f, " gbp")?;
             }
         }
-        if let LinkKind::Ipip(Ipip { local: Some(local), .. }) = &self.kind {
-            write!(f, " local {local}")?;
+        if let LinkKind::Ipip(ipip) = &self.kind {
+            if let Some(dev) = ipip.underlay {
+                write!(f, " dev {dev}")?;
+            }
+            if let Some(local) = ipip.local {
+                write!(f, " local {local}")?;
+            }
         }
         write!(f, " mtu {}", self.mtu)?;
         if let Some(mac) = self.mac {

@@ -16,5 +16,6 @@ mod picture;
 mod pools;
 mod sim;
 mod switch;
+mod takeover;
 mod translate;
 mod underlay;
