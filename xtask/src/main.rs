@@ -52,7 +52,7 @@ enum Chore {
     /// Measures, as a ratio to a named peer.
     Bench(bench::Options),
     /// Tests of what this machine's kernel may lack, under another one that runs as a program.
-    Kernel,
+    Kernel(kernel::Options),
     /// The suite of the store in Kubernetes against a real API server, or a cluster with real kubelets; Kubernetes is built from its Go
     /// module, once.
     Kubernetes(kubernetes::Options),
@@ -94,7 +94,7 @@ fn run(args: Args) -> Result<()> {
             shell::pass_through(&binaries.loden, std::iter::once("lab".to_owned()).chain(args))
         }
         Chore::Bench(options) => bench::run(&options),
-        Chore::Kernel => kernel::run(),
+        Chore::Kernel(options) => kernel::run(&options),
         Chore::Kubernetes(options) => kubernetes::run(&options),
         Chore::KernelInit => kernel::init(),
         Chore::TunnelEngine(options) => bench::tunnel::engine::run(&options),

@@ -13,10 +13,11 @@ struct Step {
     run: fn() -> Result<Counted>,
 }
 
-/// Tests that a step ran.
+/// Tests that were run.
 #[derive(Debug, Default, Clone, Copy)]
-struct Counted {
-    passed: u64,
+pub struct Counted {
+    /// Those that have passed.
+    pub passed: u64,
     failed: u64,
 }
 
@@ -91,7 +92,12 @@ const TOOLS: &[(&str, &str)] = &[
 
 /// Installs what is missing.
 pub fn install_tools() -> Result<()> {
-    let missing: Vec<_> = TOOLS.iter().filter(|(program, _)| !shell::has(program)).collect();
+    install(TOOLS)
+}
+
+/// Installs those that are missing of some programs, which are given with Debian's packages of them.
+pub fn install(tools: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = tools.iter().filter(|(program, _)| !shell::has(program)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -162,8 +168,8 @@ fn counted(command: &mut Command) -> Result<Counted> {
     }
 }
 
-/// `test result: ok. 3 passed; 0 failed; …`
-fn count(text: &str) -> Counted {
+/// What libtest says at the end: `test result: ok. 3 passed; 0 failed; …`.
+pub fn count(text: &str) -> Counted {
     let mut sum = Counted::default();
     for line in text.lines().filter(|line| line.starts_with("test result:")) {
         let number = |word: &str| {

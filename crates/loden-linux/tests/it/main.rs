@@ -9,6 +9,8 @@ mod dump;
 mod foreign;
 mod former;
 mod hostile;
+#[cfg(feature = "ipip-device")]
+mod kernel_ipip;
 mod ledger;
 mod lock;
 mod monitor;

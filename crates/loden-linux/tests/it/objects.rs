@@ -6,24 +6,9 @@ use loden_core::plan::Verb;
 use loden_linux::{LinuxKernel, netns::NetNs, rt::link};
 
 use crate::support::{
-    add, apply, bridge, foreign, ifname, in_namespace, ip, kernel_with_v1, link_key, link_object, mac, make_eth0,
-    observe, prefix, step, vxlan,
+    add, apply, bridge, check, foreign, ifname, in_namespace, ip, kernel_with_v1, link_key, link_object, mac,
+    make_eth0, observe, prefix, step, vxlan,
 };
-
-/// Makes the object, then changes it to each of the others, then removes it, twice; the kernel must show each.
-fn check(kernel: &mut LinuxKernel, key: Key, states: &[Object]) {
-    let mut old: Option<Object> = None;
-    for new in states {
-        let verb = if old.is_some() { Verb::Change } else { Verb::Add };
-        apply(kernel, &[step(verb, key, Some(new.clone()), old.clone())]);
-        assert_eq!(observe(kernel, &[]).get(&key), Some(new), "{key} after {verb:?}");
-        old = Some(new.clone());
-    }
-    for _ in 0..2 {
-        apply(kernel, &[step(Verb::Remove, key, None, old.clone())]);
-        assert_eq!(observe(kernel, &[]).get(&key), None, "{key} after its removal");
-    }
-}
 
 #[test]
 fn a_vxlan_device_by_ipv4() {

@@ -63,6 +63,27 @@ pub fn refused(kernel: &mut LinuxKernel, step: Step) -> KernelError {
     kernel.apply(&[step]).remove(0).expect_err("a refusal")
 }
 
+/// Makes the object, then changes it to each of the others, then removes it, twice; the kernel must show each.
+pub fn check(kernel: &mut LinuxKernel, key: Key, states: &[Object]) {
+    let mut old: Option<Object> = None;
+    for new in states {
+        let verb = if old.is_some() { Verb::Change } else { Verb::Add };
+        apply(kernel, &[step(verb, key, Some(new.clone()), old.clone())]);
+        assert_eq!(seen(kernel, key).as_ref(), Some(new), "{key} after {verb:?}");
+        old = Some(new.clone());
+    }
+    for _ in 0..2 {
+        apply(kernel, &[step(Verb::Remove, key, None, old.clone())]);
+        assert_eq!(seen(kernel, key).as_ref(), None, "{key} after its removal");
+    }
+}
+
+/// The object as it is now.
+fn seen(kernel: &mut LinuxKernel, key: Key) -> Option<Object> {
+    let scope = Scope { sorts: [key.sort()].into(), ..Scope::default() };
+    kernel.observe(&scope).expect("observe").remove(&key)
+}
+
 /// Everything of loden's but sysctls, and the links of these names.
 pub fn observe(kernel: &mut LinuxKernel, links: &[&str]) -> Observed {
     let scope =

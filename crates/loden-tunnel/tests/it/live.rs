@@ -29,9 +29,11 @@ const MTU: u32 = 1452;
 const GSO_MAX_SEGS: u16 = 40;
 
 /// Host 1 or 2.
-struct Host {
-    number: u8,
+pub struct Host {
+    pub number: u8,
     ns: NetNs,
+    /// The MTU inside.
+    mtu: u32,
     /// Of tunnels that have ended by themselves.
     failures: Arc<Mutex<Vec<TunnelError>>>,
 }
@@ -44,16 +46,16 @@ impl Drop for Host {
     }
 }
 
-fn name(text: &str) -> IfName {
+pub fn name(text: &str) -> IfName {
     text.parse().expect("a name")
 }
 
 /// The host's underlay address.
-fn outer(host: u8, is_v6: bool) -> IpAddr {
+pub fn outer(host: u8, is_v6: bool) -> IpAddr {
     if is_v6 { ip(&format!("fd07::{host}")) } else { at(host) }
 }
 
-fn apply(write: impl FnOnce(&mut Writer)) {
+pub fn apply(write: impl FnOnce(&mut Writer)) {
     let mut w = Writer::default();
     write(&mut w);
     for result in Socket::open(Protocol::Route).expect("socket").batch(&mut w).expect("batch") {
@@ -61,18 +63,18 @@ fn apply(write: impl FnOnce(&mut Writer)) {
     }
 }
 
-fn index(dev: &str) -> u32 {
+pub fn index(dev: &str) -> u32 {
     link::number_of(&Socket::open(Protocol::Route).expect("socket"), name(dev)).expect("asked").expect("there")
 }
 
 impl Host {
-    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.ns.run(work).expect("in the namespace")
     }
 
     /// Its device, its pod's addresses, and the way to the others' pods.
     fn set_up(&self) {
-        let number = self.number;
+        let (number, mtu) = (self.number, self.mtu);
         self.run(|| {
             // Its own answers are written to the device, with its own address as their source.
             tun::create(name("flannel0")).expect("device");
@@ -82,7 +84,7 @@ impl Host {
             let (eth0, flannel0, lo) = (index("eth0"), index("flannel0"), index("lo"));
             let net = |addr: IpAddr, len: u8| ipnet::IpNet::new(addr, len).expect("a length");
             apply(|w| {
-                link::set_mtu(w, name("flannel0"), MTU);
+                link::set_mtu(w, name("flannel0"), mtu);
                 for dev in ["lo", "eth0", "flannel0"] {
                     link::set_up(w, name(dev), true);
                 }
@@ -99,7 +101,7 @@ impl Host {
         });
     }
 
-    fn start(&self, wire: Wire, is_v6: bool, queues: usize) -> Tunnel {
+    pub fn start(&self, wire: Wire, is_v6: bool, queues: usize) -> Tunnel {
         self.try_start(wire, is_v6, queues).expect("a tunnel")
     }
 
@@ -115,7 +117,7 @@ impl Host {
         self.run(|| Tunnel::start(&config, &peers, move |error| failures.lock().expect("failures").push(error.clone())))
     }
 
-    fn wait_for_carrier(&self, dev: &str) {
+    pub fn wait_for_carrier(&self, dev: &str) {
         wait_for(|| {
             let seen = self.run(|| link::read(&mut Socket::open(Protocol::Route).expect("socket"), name(dev)));
             seen.expect("asked").is_some_and(|seen| seen.is_running)
@@ -133,18 +135,23 @@ impl Host {
         }
         let [v4, v6] = blocks(self.number);
         let addresses = PerFamily { v4: Some(v4.network()), v6: Some(v6.network()) };
-        Arc::new(Peers::build(Own { addresses, blocks: [v4, v6].into(), mtu: MTU }, &known))
+        Arc::new(Peers::build(Own { addresses, blocks: [v4, v6].into(), mtu: self.mtu }, &known))
     }
 }
 
-/// Two hosts, ready for tunnels.
+/// Two hosts, ready for tunnels over either family.
 fn two_hosts() -> [Host; 2] {
+    hosts(MTU)
+}
+
+/// Two hosts, ready for tunnels of this MTU inside.
+pub fn hosts(mtu: u32) -> [Host; 2] {
     let hosts = [1, 2].map(|number| {
         let ns = std::thread::spawn(|| {
             netns::unshare_net().expect("these tests need root");
             NetNs::current().expect("its namespace")
         });
-        Host { number, ns: ns.join().expect("a namespace"), failures: Arc::default() }
+        Host { number, ns: ns.join().expect("a namespace"), mtu, failures: Arc::default() }
     });
     let far = hosts[1].ns.as_fd().as_raw_fd().cast_unsigned();
     hosts[0].run(|| {
@@ -159,7 +166,7 @@ fn two_hosts() -> [Host; 2] {
     hosts
 }
 
-fn wait_for(mut is_so: impl FnMut() -> bool) {
+pub fn wait_for(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !is_so() {
         assert!(Instant::now() < deadline, "it does not come to pass");
@@ -173,7 +180,7 @@ fn byte(n: usize) -> u8 {
 }
 
 /// Sends so many bytes by TCP from one host's pod to the other's and back what has come.
-fn stream(from: &Host, to: &Host, is_v6: bool, len: usize) {
+pub fn stream(from: &Host, to: &Host, is_v6: bool, len: usize) {
     let listener = to.run(|| TcpListener::bind((pod(to.number, is_v6), 0))).expect("listener");
     let addr = listener.local_addr().expect("its address");
     let echo = std::thread::spawn(move || {
@@ -199,7 +206,7 @@ fn stream(from: &Host, to: &Host, is_v6: bool, len: usize) {
 }
 
 /// Sends datagrams of these sizes from one host's pod to the other's and back.
-fn datagrams(from: &Host, to: &Host, is_v6: bool, sizes: &[usize]) {
+pub fn datagrams(from: &Host, to: &Host, is_v6: bool, sizes: &[usize]) {
     let open = |host: &Host| {
         let socket = host.run(|| UdpSocket::bind((pod(host.number, is_v6), 0))).expect("socket");
         socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a limit");
@@ -218,7 +225,7 @@ fn datagrams(from: &Host, to: &Host, is_v6: bool, sizes: &[usize]) {
     }
 }
 
-fn all_of(counters: &Counters) -> (u64, u64, BTreeMap<Cause, u64>) {
+pub fn all_of(counters: &Counters) -> (u64, u64, BTreeMap<Cause, u64>) {
     let mut dropped = counters.others.dropped.clone();
     for peer in counters.peers.values() {
         peer.dropped.iter().for_each(|(cause, count)| *dropped.entry(*cause).or_default() += count);
@@ -481,7 +488,7 @@ fn every_datagram_on_the_wire_is_one_packet_that_fits() {
 }
 
 /// Sends datagrams with each mark of congestion, which come as they went.
-fn marked(from: &Host, to: &Host, is_v6: bool) {
+pub fn marked(from: &Host, to: &Host, is_v6: bool) {
     let open = |host: &Host| host.run(|| Datagrams::udp((pod(host.number, is_v6), 0).into())).expect("socket");
     let (near, far) = (open(from), open(to));
     let (mut outbox, mut inbox, mut memory) = (Outbox::default(), Inbox::default(), vec![0; 100]);

@@ -8,6 +8,8 @@ mod fuzz;
 mod any;
 mod coalesce;
 mod hostile;
+#[cfg(feature = "ipip-device")]
+mod kernel_ipip;
 mod live;
 mod outbound;
 mod router;
