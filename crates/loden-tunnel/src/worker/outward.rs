@@ -30,10 +30,15 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
     let has_segmentation = queue.send.iter().all(|socket| socket.has_segmentation());
     let mut engine = Outbound::new(picture, queue.wire, has_segmentation);
     let (mut sender, mut memory) = (Sender::default(), vec![0; MEMORY]);
+    // Where packets come one by one each goes out at once: somebody waits for the answer. Where more come they go together.
+    let (mut most, mut since_rest) = (1, 0);
     while !shared.is_over() {
         let (mut used, mut count, mut now) = (0, 0, None);
-        while count < MOST_PACKETS && used + ROOM <= memory.len() {
-            let Some(len) = queue.tun.read(&mut memory[used..used + ROOM])? else { break };
+        let is_drained = loop {
+            if count == most || used + ROOM > memory.len() {
+                break false;
+            }
+            let Some(len) = queue.tun.read(&mut memory[used..used + ROOM])? else { break true };
             // Behind the read: a packet may have been led here because of another picture. Those before it go by theirs.
             if let Some(picture) = shared.board.newer(thread, &mut seen) {
                 flush(shared, queue, &mut engine, &mut sender, &memory, began)?;
@@ -45,14 +50,19 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
             // Each begins where the processor begins to fetch.
             used = (used + len).next_multiple_of(64);
             if len > LARGE {
-                break;
+                break false;
             }
+        };
+        if count > 0 {
+            flush(shared, queue, &mut engine, &mut sender, &memory, began)?;
         }
-        if count == 0 {
+        since_rest += count;
+        most = MOST_PACKETS;
+        if is_drained {
             shared.rest([queue.tun.as_fd()])?;
-            continue;
+            most = if since_rest > 1 { MOST_PACKETS } else { 1 };
+            since_rest = 0;
         }
-        flush(shared, queue, &mut engine, &mut sender, &memory, began)?;
     }
     Ok(())
 }
