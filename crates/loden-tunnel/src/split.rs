@@ -9,6 +9,9 @@ use crate::vnet::{Gso, Vnet};
 
 /// The longest headers that are handled, in bytes: those of IPv6 with a few extensions and of TCP with all its options.
 pub const MOST_HEADER: usize = 192;
+/// The most segments of one packet: more than the smallest ones that TCP makes come to (`TCP_MIN_SND_MSS`). A pod that may write what
+/// frames it likes could ask for one a byte.
+pub const MOST_SEGMENTS: usize = 2048;
 
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
@@ -44,7 +47,8 @@ impl Split {
         if size == 0 || header > MOST_HEADER || packet.fragment.is_some() || is_elsewhere {
             return None;
         }
-        Some(Self { packet: *packet, header, size, count: (packet.len - header).div_ceil(size).max(1) })
+        let count = (packet.len - header).div_ceil(size).max(1);
+        (count <= MOST_SEGMENTS).then_some(Self { packet: *packet, header, size, count })
     }
 
     /// Where in the packet the payload of a segment is: from, to.

@@ -16,6 +16,9 @@ use crate::split::{self, Split};
 use crate::table::Memory;
 use crate::vnet::{self, Vnet};
 
+/// Headers of one batch, in bytes: more than those of full segments come to.
+const ENOUGH_HEADERS: usize = 256 << 10;
+
 /// From the device to the wire.
 #[derive(Debug)]
 pub struct Outbound {
@@ -140,6 +143,12 @@ impl Outbound {
     #[must_use]
     pub fn groups(&self) -> &Groups {
         &self.groups
+    }
+
+    /// Whether what was taken is enough for one batch, however few packets it was: small segments have more headers than payload.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.headers.len() >= ENOUGH_HEADERS
     }
 
     /// The memory of [`Place::Headers`].

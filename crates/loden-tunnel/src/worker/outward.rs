@@ -49,7 +49,7 @@ pub(super) fn run(shared: &Shared, queue: &Queue, thread: usize) -> Result<(), L
             count += 1;
             // Each begins where the processor begins to fetch.
             used = (used + len).next_multiple_of(64);
-            if len > LARGE {
+            if len > LARGE || engine.is_full() {
                 break false;
             }
         };

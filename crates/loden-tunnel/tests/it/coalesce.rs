@@ -46,6 +46,12 @@ fn segments_become_one_packet() {
             assert_eq!(shape(&frames).iter().sum::<usize>(), 70);
             assert_eq!(frames.len(), 2);
         }
+        // And more than one call can write.
+        let tiny = Spec::udp(1, 2, is_v6, b"");
+        assert_eq!(
+            shape(&received(&mut inbound(true), at(1), 0, &bytes(&segments(&tiny, 4, 2100)))),
+            [1000, 1000, 100]
+        );
         // A device that cannot cut datagrams gets them as they came.
         let spec = Spec::udp(1, 2, is_v6, b"");
         assert_eq!(shape(&received(&mut inbound(false), at(1), 0, &bytes(&segments(&spec, 1000, 3)))), [1, 1, 1]);

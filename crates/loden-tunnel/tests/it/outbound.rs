@@ -117,6 +117,22 @@ fn headers_that_contradict_each_other_are_dropped() {
 }
 
 #[test]
+fn tiny_segments_cost_no_more_memory_than_others() {
+    let mut engine = outbound();
+    let spec = Spec::tcp(1, 2, false, &[1; 16_000]);
+    assert!(sent(&mut engine, &[large(&spec, 7)]).is_empty(), "2286 segments");
+    assert_eq!(dropped(&engine, Cause::Malformed), 1);
+    let mut taken = 0;
+    while !engine.is_full() {
+        taken += 1;
+        assert!(!sent(&mut engine, &[large(&spec, 8)]).is_empty());
+    }
+    assert!(taken <= 4 && engine.headers().len() < 512 << 10, "{taken}: {}", engine.headers().len());
+    engine.clear();
+    assert!(!engine.is_full());
+}
+
+#[test]
 fn ipip_carries_no_ipv6() {
     let mut engine = Outbound::new(picture(1), loden_core::kernel::tunnel::Wire::Ipip, false);
     assert!(sent(&mut engine, &[large(&Spec::udp(1, 2, true, b"x"), 1000)]).is_empty());
@@ -133,7 +149,7 @@ proptest! {
         is_v6: bool, is_tcp: bool, len in 1_usize..65_000, size in 1_u16..1400, start: u32, is_pushed: bool, tos in 0_u8..255, id: u16,
         options in 0_usize..=10, df: bool,
     ) {
-        let (size, payload) = (size.max(32), (0..len).map(|n| (n * 7 + n / 256) as u8).collect::<Vec<u8>>());
+        let (size, payload) = (size.max(70), (0..len).map(|n| (n * 7 + n / 256) as u8).collect::<Vec<u8>>());
         let flags = if is_pushed { ACK | PSH } else { ACK };
         let mut spec = if is_tcp { Spec::tcp(1, 2, is_v6, &payload) } else { Spec::udp(1, 2, is_v6, &payload) };
         if is_tcp {
