@@ -3,15 +3,19 @@
 mod tenants;
 mod walk;
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use loden_core::api::Status;
 use loden_core::model::Family;
 use loden_lab::Lab;
 use loden_lab::pod::Pod;
+use loden_lab::probe::capture::Capture;
 use loden_lab::probe::reach;
+use loden_linux::netns::{self, NetNs};
 use loden_linux::rt::neighbour;
 use rustix::process::Signal;
+use serde_json::{Map, Value};
 
 use crate::support::{SEGMENT, all_reach, by_hand, hosts, number, say, stop, streams, up, wait_for};
 
@@ -62,6 +66,65 @@ fn by_a_multicast_group_all_reach_everybody() {
     // Nothing is kept for a peer.
     run(&lab, "host1", "! ip route show proto 76 | grep -q via");
     run(&lab, "host1", "! bridge fdb show dev flannel.1 | grep -q '^00:00:00:00:00:00 dst 192'");
+}
+
+/// A frame of nobody's, for everybody, wrapped in VXLAN as the segment's.
+fn wrapped() -> Vec<u8> {
+    let header = [0x08, 0, 0, 0, 0, 0, 1, 0];
+    // Of the type for local experiments, so that nobody takes it in.
+    [&header[..], &[0xff; 6], &[0x02, 0, 0, 0, 0, 0x99], &EXPERIMENT, &[0; 46]].concat()
+}
+
+const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
+
+#[test]
+fn what_a_stranger_sends_to_the_group_is_dropped_and_counted() {
+    let stranger = "[[server]]\nname = \"stranger\"\n";
+    let lab = up("learn-guard", &[SEGMENT, &hosts(2, ""), stranger, &pools(GROUPS)].concat());
+    let heard = |sender: &str, to: &str| {
+        let pod = lab.netns("host1-pod1").expect("netns");
+        let capture = Capture::start(&pod, "eth0".parse().expect("a name")).expect("a capture");
+        let send = || {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+            socket.send_to(&wrapped(), (to, 8472)).expect("sent")
+        };
+        lab.netns(sender).expect("netns").run(send).expect("a thread");
+        std::thread::sleep(Duration::from_millis(300));
+        let frames = capture.stop().expect("frames");
+        frames.iter().filter(|frame| frame.bytes.get(12..14) == Some(&EXPERIMENT)).count()
+    };
+    // A host of the cluster is heard, by the group as straight.
+    assert_eq!((heard("host2", "239.1.1.42"), heard("host2", "192.0.2.1")), (1, 1));
+    for to in ["239.1.1.42", "192.0.2.1"] {
+        assert_eq!(heard("stranger", to), 0, "{to}");
+    }
+    let counted = "nft list chain inet loden guard | grep -c 'packets 1 '";
+    run(&lab, "host1", &format!("test $({counted}) = 2"));
+}
+
+#[test]
+fn what_add_gave_is_what_check_finds() {
+    let lab = up("learn-check", &[SEGMENT, &hosts(2, ""), &pools(COPIES)].concat());
+    NetNs::create(&lab.netns_path("late")).expect("a namespace");
+    let added = lab.cni("ADD", "host1", "late", &Map::new()).expect("called");
+    let result: Value = serde_json::from_slice(&added.stdout).expect("a result");
+    let lens: Vec<_> = (result["ips"].as_array().expect("addresses").iter())
+        .map(|ip| ip["address"].as_str().expect("an address").split('/').next_back().expect("a length").to_owned())
+        .collect();
+    assert_eq!(lens, ["16", "56"], "{result}");
+    let previous = Map::from_iter([("prevResult".to_owned(), result)]);
+    let check = || lab.cni("CHECK", "host1", "late", &previous).expect("called");
+    assert!(check().status.success(), "{}", String::from_utf8_lossy(&check().stdout));
+    // With another length it is not what ADD gave.
+    run(
+        &lab,
+        "late",
+        "a=$(ip -4 -o address show dev eth0 | awk '{print $4}'); ip address add ${a%/*}/24 dev eth0; ip address del $a dev eth0",
+    );
+    assert!(!check().status.success());
+    let deleted = lab.cni("DEL", "host1", "late", &Map::new()).expect("called");
+    assert!(deleted.status.success());
+    netns::remove(&lab.netns_path("late")).expect("removed");
 }
 
 #[test]
