@@ -1,4 +1,5 @@
-//! What a flanneld has left is taken over in place: no device is made anew, no route is missing in between.
+//! What a flanneld has left is taken over in place: no device is made anew, no route is missing in between. What the engine has left makes
+//! way for the kernel's own device.
 
 use loden_core::kernel::link::{Ipip, Link, LinkKind, Port};
 use loden_core::kernel::{Key, NO_GROUP, Object, Via};
@@ -66,6 +67,23 @@ fn of_ipip() {
         assert_eq!(follow(&view, &mut kernel, dev), ROUTES);
         assert_eq!(follow(&view, &mut kernel, dev), "");
     }
+}
+
+#[test]
+fn of_the_engine_when_the_kernel_has_come_to_have_the_device() {
+    let text = std::fs::read_to_string(picture::fixtures().join("cluster/ipip-kernel.toml")).expect("picture");
+    let (mut view, dev) = (picture::read(&text), "flannel.ipip".parse().expect("name"));
+    view.local.abilities.ipip = false;
+    let mut kernel = FakeKernel::new("eth0");
+    while !follow(&view, &mut kernel, dev).is_empty() {}
+    assert!(kernel.objects.contains_key(&Key::Tunnel(dev)));
+    view.local.abilities.ipip = true;
+    let change = "! link flannel.ipip type ipip local 192.0.2.1 mtu 1480 up   (was: type tun mtu 1480 up)   # tunnel device, pool four\n";
+    assert_eq!(follow(&view, &mut kernel, dev), change);
+    while !follow(&view, &mut kernel, dev).is_empty() {}
+    let mut fresh = FakeKernel::new("eth0");
+    while !follow(&view, &mut fresh, dev).is_empty() {}
+    assert_eq!(kernel.objects, fresh.objects, "nothing of the engine's stays");
 }
 
 const SYSCTLS: &str = "\
