@@ -14,8 +14,10 @@ use crate::vnet::{Gso, Vnet};
 const LOOK_BACK: usize = 16;
 /// The largest packet, in bytes: what the length field of IPv4 can say.
 const MOST_BYTES: usize = 65_535;
-/// Packets in one: with the header before it, it must be written by one call (`UIO_MAXIOV`, 1024 pieces).
-const MOST_PACKETS: usize = 1000;
+/// Segments of TCP in one: with the header before it, it must be written by one call (`UIO_MAXIOV`, 1024 pieces).
+const MOST_SEGMENTS: usize = 1000;
+/// Datagrams of UDP in one: the kernel refuses more (`UDP_MAX_SEGMENTS`: 128, before Linux 6.9 64).
+const MOST_DATAGRAMS: usize = 64;
 
 const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
@@ -203,7 +205,8 @@ impl Slot {
     /// Whether a packet of the same flow goes on where this one ends, and all else in its headers is the same.
     fn is_followed_by(&self, memory: &[u8], bytes: &[u8], packet: &Packet, header: usize, size: usize) -> bool {
         let first = &memory[self.start()..self.start() + self.header];
-        if header != self.header || size > self.size || self.len + size > MOST_BYTES || self.count == MOST_PACKETS {
+        let most = if packet.protocol == packet::UDP { MOST_DATAGRAMS } else { MOST_SEGMENTS };
+        if header != self.header || size > self.size || self.len + size > MOST_BYTES || self.count == most {
             return false;
         }
         let is_same_ip = match packet.family() {

@@ -18,10 +18,11 @@ use loden_linux::rt::link::{self, VethEnd};
 use loden_linux::rt::{address, route};
 use loden_linux::{sysctl, tun};
 use loden_tunnel::counters::{Cause, Counters};
+use loden_tunnel::engine::Inbound;
 use loden_tunnel::peers::{Own, Peers};
 use loden_tunnel::worker::{Tunnel, TunnelConfig, TunnelError};
 
-use crate::support::{Spec, WIRE, at, blocks, ip, pod, prefix, total};
+use crate::support::{Spec, WIRE, at, blocks, ip, picture, pod, prefix, received, total};
 
 /// The MTU inside, which is right for either family outside.
 const MTU: u32 = 1452;
@@ -569,4 +570,31 @@ fn what_is_sent_because_of_a_picture_goes_by_it() {
             assert_eq!(got.expect("it comes through"), n);
         }
     });
+}
+
+#[test]
+fn the_kernel_takes_whatever_was_put_together() {
+    let hosts = two_hosts();
+    let [_, two] = &hosts;
+    let tun = two.run(|| tun::Tun::attach(name("flannel0"))).expect("a queue");
+    two.wait_for_carrier("flannel0");
+    for is_v6 in [false, true] {
+        let socket = two.run(|| UdpSocket::bind((pod(2, is_v6), 53))).expect("socket");
+        socket.set_nonblocking(true).expect("set");
+        for count in [2, 63, 64, 65, 128, 129, 150] {
+            let number = |n: u16| if is_v6 { 7 } else { n };
+            let datagram = |n: u16| Spec { id: number(n), ..Spec::udp(1, 2, is_v6, &n.to_be_bytes()) }.bytes(false);
+            let datagrams: Vec<Vec<u8>> = (0..count).map(datagram).collect();
+            let frames = received(&mut Inbound::new(picture(2), WIRE, tun.has_uso()), at(1), 0, &datagrams);
+            assert!(frames.len() <= usize::from(count).div_ceil(64) || !tun.has_uso());
+            frames.iter().for_each(|frame| tun.write(&[IoSlice::new(frame)]).expect("taken"));
+            let mut got = Vec::new();
+            wait_for(|| {
+                let mut bytes = [0; 2];
+                got.extend(std::iter::from_fn(|| socket.recv(&mut bytes).ok().map(|_| u16::from_be_bytes(bytes))));
+                got.len() >= usize::from(count)
+            });
+            assert_eq!(got, (0..count).collect::<Vec<u16>>());
+        }
+    }
 }
