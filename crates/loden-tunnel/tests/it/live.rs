@@ -25,14 +25,14 @@ use loden_tunnel::worker::{Tunnel, TunnelConfig, TunnelError};
 use crate::support::{Spec, WIRE, at, blocks, ip, picture, pod, prefix, received, total};
 
 /// The MTU inside, which is right for either family outside.
-const MTU: u32 = 1452;
+pub const MTU: u32 = 1452;
 /// `IFLA_GSO_MAX_SEGS`.
 const GSO_MAX_SEGS: u16 = 40;
 
 /// Host 1 or 2.
 pub struct Host {
     pub number: u8,
-    ns: NetNs,
+    pub ns: NetNs,
     /// The MTU inside.
     mtu: u32,
     /// Of tunnels that have ended by themselves.
@@ -56,6 +56,10 @@ pub fn outer(host: u8, is_v6: bool) -> IpAddr {
     if is_v6 { ip(&format!("fd07::{host}")) } else { at(host) }
 }
 
+fn net(addr: IpAddr, len: u8) -> ipnet::IpNet {
+    ipnet::IpNet::new(addr, len).expect("a length")
+}
+
 pub fn apply(write: impl FnOnce(&mut Writer)) {
     let mut w = Writer::default();
     write(&mut w);
@@ -73,26 +77,39 @@ impl Host {
         self.ns.run(work).expect("in the namespace")
     }
 
-    /// Its device, its pod's addresses, and the way to the others' pods.
+    /// Its own addresses, its pod's, and its device.
     fn set_up(&self) {
-        let (number, mtu) = (self.number, self.mtu);
+        let number = self.number;
         self.run(|| {
-            // Its own answers are written to the device, with its own address as their source.
-            tun::create(name("flannel0")).expect("device");
-            for (path, value) in [("accept_local", 1), ("rp_filter", 0)] {
-                sysctl::write(&format!("net/ipv4/conf/flannel0/{path}"), value).expect("sysctl");
-            }
-            let (eth0, flannel0, lo) = (index("eth0"), index("flannel0"), index("lo"));
-            let net = |addr: IpAddr, len: u8| ipnet::IpNet::new(addr, len).expect("a length");
+            let (eth0, lo) = (index("eth0"), index("lo"));
             apply(|w| {
-                link::set_mtu(w, name("flannel0"), mtu);
-                for dev in ["lo", "eth0", "flannel0"] {
+                for dev in ["lo", "eth0"] {
                     link::set_up(w, name(dev), true);
                 }
                 for (is_v6, len, host) in [(false, 24, 32), (true, 64, 128)] {
                     address::add(w, net(outer(number, is_v6), len), eth0);
-                    address::add(w, net(blocks(number)[usize::from(is_v6)].network(), host), flannel0);
                     address::add(w, net(pod(number, is_v6), host), lo);
+                }
+            });
+            tun::create(name("flannel0")).expect("device");
+        });
+        self.lead_to_tunnel();
+    }
+
+    /// The device's addresses, and the way to the others' pods.
+    pub fn lead_to_tunnel(&self) {
+        let (number, mtu) = (self.number, self.mtu);
+        self.run(|| {
+            // Its own answers are written to the device, with its own address as their source.
+            for (path, value) in [("accept_local", 1), ("rp_filter", 0)] {
+                sysctl::write(&format!("net/ipv4/conf/flannel0/{path}"), value).expect("sysctl");
+            }
+            let flannel0 = index("flannel0");
+            apply(|w| {
+                link::set_mtu(w, name("flannel0"), mtu);
+                link::set_up(w, name("flannel0"), true);
+                for (block, len) in blocks(number).into_iter().zip([32, 128]) {
+                    address::add(w, net(block.network(), len), flannel0);
                 }
                 for pool in ["10.244.0.0/16", "fd00:244::/32"] {
                     let priority = loden_core::kernel::default_priority(prefix(pool).family());
@@ -107,15 +124,18 @@ impl Host {
     }
 
     fn try_start(&self, wire: Wire, is_v6: bool, queues: usize) -> Result<Tunnel, TunnelError> {
+        self.start_with(wire, queues, &self.peers(&[3 - self.number], is_v6))
+    }
+
+    pub fn start_with(&self, wire: Wire, queues: usize, peers: &Arc<Peers>) -> Result<Tunnel, TunnelError> {
         let mut local = PerFamily::default();
         [false, true].into_iter().for_each(|is_v6| {
             let addr = outer(self.number, is_v6);
             local.set(loden_core::model::Family::of(addr), addr);
         });
         let config = TunnelConfig { dev: name("flannel0"), wire, local, queues };
-        let peers = self.peers(&[3 - self.number], is_v6);
         let failures = Arc::clone(&self.failures);
-        self.run(|| Tunnel::start(&config, &peers, move |error| failures.lock().expect("failures").push(error.clone())))
+        self.run(|| Tunnel::start(&config, peers, move |error| failures.lock().expect("failures").push(error.clone())))
     }
 
     pub fn wait_for_carrier(&self, dev: &str) {
@@ -127,10 +147,15 @@ impl Host {
 
     /// A picture with these peers.
     fn peers(&self, hosts: &[u8], is_v6: bool) -> Arc<Peers> {
+        self.peers_that(true, hosts, is_v6)
+    }
+
+    /// The same, of hosts that take in many packets at once or not.
+    pub fn peers_that(&self, bursts: bool, hosts: &[u8], is_v6: bool) -> Arc<Peers> {
         let mut known = BTreeMap::new();
         for host in hosts {
             let from = vec![outer(*host, false), outer(*host, true)];
-            let to = Some(Destination { addr: outer(*host, is_v6), port: 8285, bursts: true });
+            let to = Some(Destination { addr: outer(*host, is_v6), port: 8285, bursts });
             let peer = Peer { node: format!("n{host}").parse().expect("name"), from, to };
             known.extend(blocks(*host).map(|block| (block, peer.clone())));
         }
@@ -141,7 +166,7 @@ impl Host {
 }
 
 /// Two hosts, ready for tunnels over either family.
-fn two_hosts() -> [Host; 2] {
+pub fn two_hosts() -> [Host; 2] {
     hosts(MTU)
 }
 

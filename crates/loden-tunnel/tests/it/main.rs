@@ -8,6 +8,7 @@ mod fuzz;
 mod any;
 mod coalesce;
 mod hostile;
+mod interop;
 #[cfg(feature = "ipip-device")]
 mod kernel_ipip;
 mod live;
