@@ -165,16 +165,28 @@ fn is_settled(lab: &Lab, is_it: &dyn Fn(&Status) -> bool) -> bool {
 fn the_segment_comes_and_goes_under_traffic() {
     let lab = up("learn-switch", &[SEGMENT, &hosts(3, ""), &pools("")].concat());
     let learns = |status: &Status| status.pools.iter().all(|pool| pool.backend.contains("learning"));
-    let is_static = |status: &Status| status.pools.iter().all(|pool| !pool.backend.contains("learning"));
-    // On the device that there is, which is made anew; and on one beside it.
-    for (backend, is_lossless) in [(GROUPS, false), ("", false), (", vni = 2, control = \"learn\"", true), ("", true)] {
+    let is_other = |status: &Status| status.pools.iter().all(|pool| !pool.backend.contains("learning"));
+    let host_gw = pools("").replace("vxlan", "host-gw");
+    let changes = [
+        // On the device that there is, which is made anew.
+        (pools(GROUPS), false),
+        (pools(""), false),
+        // On one beside it, and from what needs none.
+        (pools(", vni = 2, control = \"learn\""), true),
+        (pools(""), true),
+        (host_gw.clone(), true),
+        (pools(COPIES), true),
+        (host_gw, true),
+    ];
+    for (pools, is_lossless) in changes {
         let running = streams(&lab, "host1", "host2");
         std::thread::sleep(Duration::from_millis(200));
-        lab.apply_pools(&pools(backend)).expect("applied");
-        let is_it: &dyn Fn(&Status) -> bool = if backend.is_empty() { &is_static } else { &learns };
+        lab.apply_pools(&pools).expect("applied");
+        let is_it: &dyn Fn(&Status) -> bool = if pools.contains("learn") { &learns } else { &is_other };
         let took = wait_for("the switch", || is_settled(&lab, is_it));
         let (sent, lost) = stop(running);
-        say(&format!("to {backend:?}: {} ms, {lost} of {sent} packets lost", took.as_millis()));
+        let backend = pools.lines().find(|line| line.starts_with("backend")).expect("a backend");
+        say(&format!("to {backend}: {} ms, {lost} of {sent} packets lost", took.as_millis()));
         assert!(lost == 0 || !is_lossless, "{lost}");
         assert!(lost < 2000, "{lost}");
         all_reach(&lab);
