@@ -204,6 +204,17 @@ fn order(drafts: &mut Vec<Draft<'_>>) {
         let goes_along = |draft: &Draft<'_>| draft.key.device().is_some_and(|dev| gone.contains(&dev));
         drafts.retain(|draft| is_removed(draft, Sort::Link) || draft.verb != Verb::Remove || !goes_along(draft));
     }
+    let remade = |draft: &Draft<'_>| draft.key.device().filter(|_| draft.verb == Verb::Recreate);
+    let remade: BTreeSet<_> = drafts.iter().filter_map(remade).collect();
+    if !remade.is_empty() {
+        // So does what is on one that is made anew, or leads out of it.
+        let leads_to = |draft: &Draft<'_>| match draft.actual {
+            Some(Object::Route(via)) => via.device(),
+            _ => draft.key.device(),
+        };
+        let goes_along = |draft: &Draft<'_>| leads_to(draft).is_some_and(|dev| remade.contains(&dev));
+        drafts.retain(|draft| draft.verb != Verb::Remove || !goes_along(draft));
+    }
     if let Some(draft) = drafts.iter().find(|draft| draft.key == Key::Nft) {
         // The elements go with their set.
         let new = table_of(draft.wanted.map(|wanted| &wanted.object));

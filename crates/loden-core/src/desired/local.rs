@@ -1,6 +1,6 @@
 //! From the view to the wishes of each source: this host itself, a peer, a pod.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{Source, Wishes};
@@ -8,7 +8,9 @@ use crate::attach;
 use crate::backend::{Context, TunnelEnd, describe, promised, promised_segments, reach};
 use crate::kernel::link::{Bridge, Link, LinkKind, Port};
 use crate::kernel::{DeviceSysctl, Key, LINK_GROUP, Object, Via, default_priority};
-use crate::model::{Attach, Attachment, AttachmentKey, Block, Family, IfName, NodeName, Pool, Prefix, Receive};
+use crate::model::{
+    Attach, Attachment, AttachmentKey, Block, Family, IfName, NodeName, Pool, PoolName, Prefix, Receive,
+};
 use crate::view::{Problem, View};
 use crate::{guard, masquerade, segments};
 
@@ -77,6 +79,11 @@ pub(super) fn local(view: &View) -> Wishes {
     if view.pools.is_empty() {
         return out;
     }
+    if let Some((pool, cause)) = joined(view) {
+        out.hold = true;
+        out.problem(format!("pool {pool}"), cause);
+        return out;
+    }
     lingering_notices(view, &mut out);
     for family in Family::ALL {
         if view.pools.values().any(|pool| pool.cidr.family() == family) {
@@ -99,6 +106,25 @@ pub(super) fn local(view: &View) -> Wishes {
         }
     }
     out
+}
+
+/// A pool whose segment would be one with that of another network, since its bridge is named as this node's own is.
+fn joined(view: &View) -> Option<(&PoolName, String)> {
+    let mut networks = BTreeMap::new();
+    for pool in view.pools.values() {
+        let Some(segment) = pool.backend.segment() else { continue };
+        let bridge = view.bridge_of(segment);
+        let (other, vni) = *networks.entry(bridge).or_insert((&pool.name, segment.vni));
+        if vni != segment.vni {
+            let cause = format!(
+                "it extends bridge {bridge} by VNI {}, and pool {other} does by VNI {vni}: this node's own bridge has that name. Name \
+                 another by `bridge` in the pool, or in the node's configuration",
+                segment.vni
+            );
+            return Some((&pool.name, cause));
+        }
+    }
+    None
 }
 
 /// The tunnels' ends that this node is to publish, as long as its record has not come back with all of them.

@@ -186,6 +186,7 @@ fn rows() -> Vec<Vec<Vec<Pool>>> {
         // From one group straight to another some of what is flooded is lost: a host that has not heard of it floods to the former one.
         one(&[learn(1, None), learn(1, Some("239.1.1.42"))]),
         one(&[learn(1, Some("239.1.1.42")), learn(1, None)]),
+        one(&[learn(1, Some("239.1.1.42")), learn(2, Some("239.1.1.42")), learn(1, None)]),
         vec![pools(&[vxlan(1, 8472), vxlan(1, 8472)]), pools(&[learn(1, None), learn(1, None)])],
         // By answered misses, on the same device and on another.
         one(&[vxlan(1, 8472), misses(1)]),
