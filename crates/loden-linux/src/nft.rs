@@ -111,7 +111,14 @@ impl Nft {
                 }
                 Some(generation)
             };
-            match self.transact(generation, old, new) {
+            let done = match old.zip(new).and_then(|(old, new)| with_new_sets(old, new)) {
+                None => self.transact(generation, old, new),
+                Some(between) => self.transact(generation, old, Some(&between)).and_then(|()| {
+                    let generation = if self.is_adopted { None } else { Some(self.generation()?) };
+                    self.transact(generation, Some(&between), new)
+                }),
+            };
+            match done {
                 Err(error) if error.errno() == libc::ERESTART => {}
                 Err(error) if self.lacks_ownership(&error) => self.ownership = Ownership::Shared,
                 Err(error) => return Err(error),
@@ -321,6 +328,16 @@ impl Nft {
             all.push(message.payload.to_vec());
         })
     }
+}
+
+/// A table with those sets of another that it does not have, if there are any. They come before the rules that look into them: a kernel
+/// shows a new set of prefixes to packets some ten microseconds after the rules of the same transaction (seen with 6.18), and what
+/// is looked for in it meanwhile is not found.
+fn with_new_sets(old: &Table, new: &Table) -> Option<Table> {
+    let mut table = old.clone();
+    let is_fresh = |(name, set): &(&String, &Set)| !old.sets.contains_key(*name) && !set.elements.is_empty();
+    table.sets.extend(new.sets.iter().filter(is_fresh).map(|(name, set)| (name.clone(), set.clone())));
+    (table.sets.len() > old.sets.len()).then_some(table)
 }
 
 fn describe(command: &Command<'_>) -> String {

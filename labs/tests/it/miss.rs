@@ -303,7 +303,10 @@ fn the_control_and_the_backend_are_switched_under_traffic() {
             })
         });
         let (sent, lost) = stop(running);
-        say(&format!("to {to}: {} ms, {lost} of {sent} packets lost", took.as_millis()));
+        let refused: Vec<Option<u64>> = (lab.hosts().iter())
+            .map(|host| lab.agent(&host.name).expect("an agent").status().expect("a status").misses.map(|m| m.refused))
+            .collect();
+        say(&format!("to {to}: {} ms, {lost} of {sent} packets lost; refused {refused:?}", took.as_millis()));
         all_lost += lost;
         if starts == "vxlan" && device.is_some() {
             assert_eq!(number(&lab, "host1", "flannel.1"), device, "the device is the same one");
