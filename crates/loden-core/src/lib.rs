@@ -20,6 +20,7 @@ pub mod ipam;
 pub mod kernel;
 pub mod masquerade;
 pub mod model;
+pub mod offload;
 pub mod plan;
 pub mod pod_tables;
 pub mod ports;

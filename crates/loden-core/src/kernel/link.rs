@@ -172,6 +172,12 @@ impl Link {
 }
 
 impl LinkKind {
+    /// Whether the kernel wraps what is sent by such a link into packets of its own.
+    #[must_use]
+    pub fn is_kernels_tunnel(&self) -> bool {
+        matches!(self, Self::Vxlan(_) | Self::Ipip(_))
+    }
+
     /// The kernel's name of the sort (`IFLA_INFO_KIND`).
     #[must_use]
     pub fn name(&self) -> &str {

@@ -11,6 +11,7 @@ mod fuzzed;
 mod golden;
 mod hostile;
 mod lies;
+mod offload;
 mod order;
 mod picture;
 mod pools;
