@@ -1,4 +1,4 @@
-//! Socket options that safe libraries do not have.
+//! Socket options and requests about interfaces (netdevice(7)) that safe libraries do not have.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -90,4 +90,15 @@ pub(crate) fn set(fd: &impl AsFd, level: libc::c_int, name: libc::c_int, value: 
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `struct ifreq` with a device's name.
+pub(crate) fn request(dev: IfName) -> libc::ifreq {
+    // SAFETY: all zeros are a valid `ifreq`: it holds numbers, and pointers that nobody follows.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // A name is shorter than the field, so that a zero ends it.
+    for (to, from) in request.ifr_name.iter_mut().zip(dev.as_str().bytes()) {
+        *to = from as libc::c_char;
+    }
+    request
 }

@@ -7,6 +7,7 @@ use loden_core::model::IfName;
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::LinuxError;
+use crate::sockopt;
 
 /// Bytes of the header that stands before each packet, read or written (`struct virtio_net_hdr`, linux/virtio_net.h).
 pub const HEADER: usize = 10;
@@ -45,7 +46,7 @@ impl Tun {
     pub fn attach(dev: IfName) -> Result<Self, LinuxError> {
         let fd = queue(dev)?;
         // The kernel makes a device that is not there, and tells nobody; such a one is not to stay, and goes with its descriptor.
-        let mut request = request(dev);
+        let mut request = sockopt::request(dev);
         // SAFETY: the kernel writes into the request alone, which outlives the call.
         let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
         if result < 0 {
@@ -124,7 +125,7 @@ fn queue(dev: IfName) -> Result<OwnedFd, LinuxError> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty())
         .map_err(|error| failed(dev, "open /dev/net/tun", error.into()))?;
-    let mut request = request(dev);
+    let mut request = sockopt::request(dev);
     request.ifr_ifru.ifru_flags = SHAPE as libc::c_short;
     // SAFETY: the kernel reads and writes the request alone, which outlives the call.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
@@ -137,17 +138,6 @@ fn queue(dev: IfName) -> Result<OwnedFd, LinuxError> {
         _ => "attach a queue",
     };
     Err(failed(dev, what, error))
-}
-
-/// `struct ifreq` with the device's name.
-fn request(dev: IfName) -> libc::ifreq {
-    // SAFETY: all zeros are a valid `ifreq`: it holds numbers, and pointers that nobody follows.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // A name is shorter than the field, so that a zero ends it.
-    for (to, from) in request.ifr_name.iter_mut().zip(dev.as_str().bytes()) {
-        *to = from as libc::c_char;
-    }
-    request
 }
 
 fn failed(dev: IfName, what: &str, error: io::Error) -> LinuxError {
