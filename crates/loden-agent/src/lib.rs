@@ -18,6 +18,7 @@ pub mod journal;
 pub mod ledger;
 pub mod metrics;
 pub mod misses;
+pub mod offload;
 pub mod reconcile;
 pub mod status;
 pub mod subnet_file;

@@ -16,7 +16,7 @@ use loden_agent::misses::HeldBack;
 use loden_agent::subnet_file::SubnetFile;
 use loden_agent::underlay::Finder;
 use loden_agent::worker::{self, Inbox, Worker};
-use loden_agent::{AgentError, api, identity, ledger, misses};
+use loden_agent::{AgentError, api, identity, ledger, misses, offload};
 use loden_core::config::node::NodeConfig;
 use loden_core::kernel::{Event, Sort};
 use loden_core::view::Local;
@@ -184,6 +184,9 @@ fn run(config_file: &Path, setup: Setup) -> Result<(), AgentError> {
     // A receiver that is gone means that the agent is stopping.
     let leased = inbox.clone();
     let dhcp = Dhcp::start(run_dir.clone(), move |news| drop(leased.send(Inbox::Dhcp(news)))).map_err(kernel_error)?;
+    let tested = inbox.clone();
+    let offload = || offload::start(move |news| drop(tested.send(Inbox::Offload(news)))).map_err(kernel_error);
+    let offload = config.checksum_test.then(offload).transpose()?;
     let leases = dhcp.clone();
     let tell = move |now| {
         leases.look();
@@ -213,6 +216,7 @@ fn run(config_file: &Path, setup: Setup) -> Result<(), AgentError> {
         pulse: Arc::clone(&pulse),
         on_ready: Some(on_ready),
         subnet_file,
+        offload,
         underlay_name,
         flow_age: Duration::from_secs(config.flow_seconds.into()),
         held_back,

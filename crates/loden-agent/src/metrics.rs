@@ -7,9 +7,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use loden_core::api::TunnelStatus;
+use loden_core::model::IfName;
+use loden_core::offload::{By, Verdict};
 
 use crate::reconcile::Round;
 
@@ -43,6 +46,13 @@ pub struct CarrierLabel {
     pub device: String,
     /// The kernel's own device, or an engine.
     pub by: String,
+}
+
+/// A label: a device.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DeviceLabel {
+    /// Its name.
+    pub device: String,
 }
 
 /// A label: a peer in a tunnel, and which way.
@@ -110,6 +120,8 @@ pub struct Metrics {
     pub questions: Counter,
     /// Those that had no answer.
     pub questions_unanswered: Counter,
+    /// Whether this host computes the checksums of what a tunnel's device sends.
+    pub checksums_here: Family<DeviceLabel, Gauge>,
     /// Whether the store answers.
     pub store_up: Gauge,
     /// The last revision of the store that was seen.
@@ -138,6 +150,7 @@ impl Default for Metrics {
             flows: Gauge::default(),
             questions: Counter::default(),
             questions_unanswered: Counter::default(),
+            checksums_here: Family::default(),
             store_up: Gauge::default(),
             store_revision: Gauge::default(),
             store_lag: Histogram::new(exponential_buckets(0.0005, 4.0, 10)),
@@ -168,6 +181,11 @@ impl Metrics {
         r.register("questions", "Questions of the kernel for neighbours", self.questions.clone());
         let unanswered = self.questions_unanswered.clone();
         r.register("questions_unanswered", "Questions that had no answer", unanswered);
+        r.register(
+            "checksums_computed_here",
+            "Whether this host computes the checksums of what a tunnel's device sends",
+            self.checksums_here.clone(),
+        );
         r.register("store_up", "Whether the datastore answers", self.store_up.clone());
         r.register("store_revision", "Last revision of the datastore that was seen", self.store_revision.clone());
         let lag = self.store_lag.clone();
@@ -203,6 +221,15 @@ impl Metrics {
                 let label = DropLabel { device: device.clone(), cause: cause.clone() };
                 self.tunnel_drops.get_or_create(&label).inc_by(*count);
             }
+        }
+    }
+
+    /// Takes in who computes checksums.
+    pub fn checksums(&self, verdicts: &BTreeMap<IfName, Verdict>) {
+        self.checksums_here.clear();
+        for (dev, verdict) in verdicts {
+            let label = DeviceLabel { device: dev.to_string() };
+            self.checksums_here.get_or_create(&label).set((verdict.by() == Some(By::Host)).into());
         }
     }
 

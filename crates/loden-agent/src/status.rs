@@ -5,14 +5,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use loden_core::api::{
-    AddressInUse, BlockStatus, Failing, Ipam, KernelStatus, MissStatus, PeerStatus, PoolStatus, Status, StoreStatus,
-    TunnelStatus,
+    AddressInUse, BlockStatus, ChecksumStatus, Failing, Ipam, KernelStatus, MissStatus, PeerStatus, PoolStatus, Status,
+    StoreStatus, TunnelStatus,
 };
 use loden_core::desired::Source;
 use loden_core::ipam::{self, OwnBlock};
 use loden_core::kernel::link::LinkKind;
 use loden_core::kernel::{Kernel, Key, Object, Sort};
-use loden_core::model::{BackendConfig, Block, Control, Pool, PoolName, Prefix};
+use loden_core::model::{BackendConfig, Block, Control, IfName, Pool, PoolName, Prefix};
+use loden_core::offload::Verdict;
 use loden_core::view::{Problem, View};
 use loden_store::Readiness;
 
@@ -34,6 +35,8 @@ pub struct Around {
     pub last_round_us: u64,
     /// Who guards the nftables table.
     pub nft_ownership: String,
+    /// Who computes the checksums of what devices send.
+    pub checksums: BTreeMap<IfName, Verdict>,
     /// The tunnels that this agent runs.
     pub tunnels: Vec<TunnelStatus>,
     /// What the kernel asks for, where it is told to ask.
@@ -47,6 +50,7 @@ pub fn status<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Status 
     let view = reconciler.view();
     let mut problems = around.host.clone();
     problems.extend(around.leases.iter().cloned());
+    problems.extend(around.checksums.iter().filter_map(|(dev, verdict)| verdict.problem(*dev)));
     problems.extend(around.cluster.problems.iter().cloned());
     problems.extend(around.cluster.strangers.iter().cloned());
     problems.extend(reconciler.problems());
@@ -68,6 +72,7 @@ pub fn status<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Status 
         peers,
         tunnels: tunnels(reconciler, around),
         misses: around.misses.clone(),
+        checksums: around.checksums.iter().map(|(dev, verdict)| checksums(*dev, verdict)).collect(),
         kernel: kernel(reconciler, around),
         store: StoreStatus {
             url: around.store_url.clone(),
@@ -179,6 +184,10 @@ pub fn tunnels<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> Vec<Tu
         _ => None,
     });
     around.tunnels.iter().cloned().chain(by_kernel).collect()
+}
+
+fn checksums(device: IfName, verdict: &Verdict) -> ChecksumStatus {
+    ChecksumStatus { device, by: verdict.by(), tried_with: verdict.peer().cloned(), text: verdict.to_string() }
 }
 
 fn kernel<K: Kernel>(reconciler: &Reconciler<K>, around: &Around) -> KernelStatus {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use loden_core::api::{BlockWish, Event as ApiEvent, Ipam, PlanReply, Status, TunnelStatus};
-use loden_core::kernel::{Event, Key};
+use loden_core::kernel::{Event, Key, Object};
 use loden_core::model::{AttachmentKey, IfName, PerFamily};
 use loden_core::view::{Local, Problem};
 use loden_linux::clock::boot_ms;
@@ -31,6 +31,7 @@ use crate::host::Host;
 use crate::ledger::Attached;
 use crate::metrics::{Metrics, SortLabel};
 use crate::misses::HeldBack;
+use crate::offload;
 use crate::reconcile::Reconciler;
 use crate::status::{self, Around};
 use crate::subnet_file::SubnetFile;
@@ -52,6 +53,8 @@ const PORTS_AFTER: Duration = Duration::from_millis(50);
 
 /// How many messages are taken along at most before the kernel is answered.
 const TAKEN_ALONG: usize = 64;
+/// How long after a change devices are looked at for who computes their checksums: the other end has to hear of it as well.
+const OFFLOAD_AFTER: Duration = Duration::from_millis(500);
 
 /// How long after an unfinished attachment was seen it is looked whether its ADD still lives.
 const SWEEP_AFTER: Duration = Duration::from_secs(1);
@@ -72,6 +75,8 @@ pub enum Inbox {
     Attached(Attached),
     /// From the leases of DHCP servers.
     Dhcp(dhcp::News),
+    /// From the test of checksums.
+    Offload(offload::News),
     /// From the API.
     Ask(Question),
     /// The agent stops.
@@ -123,6 +128,8 @@ pub struct Worker {
     pub on_ready: Option<oneshot::Sender<()>>,
     /// flannel's `subnet.env`, where it is asked for.
     pub subnet_file: Option<SubnetFile>,
+    /// Where the test of checksums hears of devices; `None`: there is no test.
+    pub offload: Option<Sender<offload::Look>>,
     /// The external interface's name, for the monitor.
     pub underlay_name: Arc<Mutex<Option<IfName>>>,
     /// How long an answer stays that the kernel has asked for.
@@ -151,6 +158,8 @@ struct Loop {
     former: Option<Former>,
     is_underlay_stale: bool,
     blocks: Blocks,
+    /// When to tell the test of checksums what there is.
+    offload: Option<Instant>,
     /// When peers are to be forgotten by tunnels.
     tunnels: Option<Instant>,
     questions: Questions,
@@ -175,6 +184,7 @@ impl Worker {
             former: None,
             is_underlay_stale: true,
             blocks: Blocks::default(),
+            offload: None,
             tunnels: None,
             questions: Questions::default(),
         };
@@ -228,6 +238,7 @@ impl Worker {
             state.reap,
             state.sweep,
             state.tables,
+            state.offload,
             state.tunnels,
             state.blocks.due(),
             state.questions.end,
@@ -284,6 +295,10 @@ impl Worker {
                 true
             }
             Inbox::Kernel(event) => {
+                // Who computes checksums is told like this as well, though the report does not have it.
+                if matches!(&event, Event::Seen(Key::Link(_), Object::Link(link)) if link.kind.is_kernels_tunnel()) {
+                    state.offload.get_or_insert_with(|| Instant::now() + OFFLOAD_AFTER);
+                }
                 if event == Event::Overrun {
                     state.reap.get_or_insert_with(|| Instant::now() + REAP_EVERY);
                 }
@@ -305,6 +320,15 @@ impl Worker {
             }
             Inbox::Dhcp(dhcp::News::Problems(problems)) => {
                 state.around.leases = problems;
+                false
+            }
+            Inbox::Offload(offload::News::Event(dev, text)) => {
+                reconciler.events.push("offload", &format!("link {dev}"), text);
+                false
+            }
+            Inbox::Offload(offload::News::Verdicts(verdicts)) => {
+                self.metrics.checksums(&verdicts);
+                state.around.checksums = verdicts;
                 false
             }
             Inbox::Ask(question) => {
@@ -332,6 +356,10 @@ impl Worker {
             state.tables = None;
             self.repair_tables(reconciler);
         }
+        if state.offload.is_some_and(|at| at <= now) {
+            state.offload = None;
+            self.look_at_offload(reconciler);
+        }
         if state.tunnels.is_some_and(|at| at <= now) {
             reconciler.kernel().tunnels().forget(now);
             state.tunnels = reconciler.kernel().tunnels().due();
@@ -346,6 +374,7 @@ impl Worker {
             state.is_underlay_stale = true;
             state.sweep.get_or_insert(now);
             state.tables.get_or_insert(now);
+            state.offload.get_or_insert(now);
             state.seeks_former_rules = self.subnet_file.is_some();
             self.collect_abandoned(reconciler, state);
             reconciler.resync();
@@ -378,6 +407,10 @@ impl Worker {
         reconciler.tick(boot_ms());
         let round = reconciler.round();
         let took = began.elapsed();
+        // The first finds what a former agent has made.
+        if round.done > 0 || state.last_round.is_none() {
+            state.offload.get_or_insert_with(|| Instant::now() + OFFLOAD_AFTER);
+        }
         if let Some(since) = state.waiting_since.take()
             && !is_asked
         {
@@ -425,11 +458,21 @@ impl Worker {
                 reconciler.events.push("view", &format!("external interface {}", underlay.ifname), text);
             }
             self.local.underlay = underlay;
+            state.offload.get_or_insert_with(|| Instant::now() + OFFLOAD_AFTER);
             if let Ok(mut name) = self.underlay_name.lock() {
                 *name = self.local.underlay.as_ref().map(|underlay| underlay.ifname);
             }
             reconciler.local(self.local.clone());
         }
+    }
+
+    /// Tells the test of checksums which devices there are, and who is reached by them.
+    fn look_at_offload(&mut self, reconciler: &Reconciler<Host>) {
+        let Some(offload) = &self.offload else { return };
+        let underlay = self.local.underlay.as_ref().map(|underlay| underlay.ifname);
+        let devices = loden_core::offload::devices(reconciler.view(), reconciler.desired());
+        // A thread that has ended has logged why.
+        let _ = offload.send(offload::Look { underlay, devices });
     }
 
     /// Tells the cluster, the plugin and the metrics what has been reached.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{IfName, NodeName, PoolName, Prefix};
+use crate::offload::By;
 use crate::underlay::Underlay;
 use crate::view::Problem;
 
@@ -40,6 +41,9 @@ pub struct Status {
     /// What the kernel asks for; left out where no pool has it ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub misses: Option<MissStatus>,
+    /// Who computes the checksums of packets inside the kernel's own tunnels; none when that is not tested.
+    #[serde(default)]
+    pub checksums: Vec<ChecksumStatus>,
     /// The kernel's side.
     pub kernel: KernelStatus,
     /// The datastore's side.
@@ -152,6 +156,21 @@ pub struct TunnelPeerStatus {
     pub received: Carried,
     /// What was dropped, by cause.
     pub dropped: BTreeMap<String, u64>,
+}
+
+/// Who computes the checksums of what a device sends, inside its tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChecksumStatus {
+    /// The device.
+    pub device: IfName,
+    /// Who: the network card, or the host because what the card makes of it is wrong. `None`: the kernel refuses to be told.
+    pub by: Option<By>,
+    /// The peer by which it was found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried_with: Option<NodeName>,
+    /// The same for people.
+    pub text: String,
 }
 
 /// Packets, and their bytes without the outer headers.

@@ -20,7 +20,7 @@ use std::ops::Bound;
 use serde::{Deserialize, Serialize};
 
 use crate::desired::{Desired, Source};
-use crate::kernel::{Key, Object, Via};
+use crate::kernel::{Key, Object, default_priority};
 use crate::model::{IfName, NodeName, Prefix};
 use crate::view::View;
 
@@ -313,7 +313,7 @@ pub fn devices(view: &View, desired: &Desired) -> BTreeMap<IfName, Vec<Target>> 
         if devices.values().all(|targets| targets.len() >= TARGETS) {
             break;
         }
-        for (dev, block) in lowest_blocks(desired, name) {
+        for (dev, block) in lowest_blocks(view, desired, name) {
             if let Some(targets) = devices.get_mut(&dev).filter(|targets| targets.len() < TARGETS) {
                 // The address of its lowest block is the peer's own.
                 targets.push(Target { node: name.clone(), addr: block.network() });
@@ -323,12 +323,18 @@ pub fn devices(view: &View, desired: &Desired) -> BTreeMap<IfName, Vec<Target>> 
     devices
 }
 
-/// Of the blocks that a peer is reached at, the lowest by each device.
-fn lowest_blocks(desired: &Desired, peer: &NodeName) -> BTreeMap<IfName, Prefix> {
+/// Of a peer's blocks, the lowest that is reached by each device.
+fn lowest_blocks(view: &View, desired: &Desired, peer: &NodeName) -> BTreeMap<IfName, Prefix> {
     let mut lowest: BTreeMap<IfName, Prefix> = BTreeMap::new();
-    for key in desired.keys_of(&Source::Peer(peer.clone())) {
-        if let (Key::Route(block, _), Some(Object::Route(Via::Nexthop(dev, _)))) = (key, desired.map().actual(key)) {
-            lowest.entry(*dev).and_modify(|known| *known = (*known).min(*block)).or_insert(*block);
+    for block in view.blocks.get(peer).into_iter().flatten() {
+        let way = |to: Prefix| match desired.map().actual(&Key::Route(to, default_priority(to.family()))) {
+            Some(Object::Route(via)) => via.device(),
+            _ => None,
+        };
+        // Where the kernel asks for addresses one route of the pool may lead to all its blocks.
+        let of_pool = || view.pools.get(&block.pool).and_then(|pool| way(pool.cidr));
+        if let Some(dev) = way(block.cidr).or_else(of_pool) {
+            lowest.entry(dev).and_modify(|known| *known = block.cidr.min(*known)).or_insert(block.cidr);
         }
     }
     lowest

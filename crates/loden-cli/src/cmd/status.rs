@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use loden_core::api::{Carried, PeerStatus, Status, TunnelPeerStatus, TunnelStatus, ViewOrigin};
+use loden_core::api::{Carried, ChecksumStatus, PeerStatus, Status, TunnelPeerStatus, TunnelStatus, ViewOrigin};
 
 use crate::args::Output;
 use crate::error::CliError;
@@ -88,6 +88,11 @@ fn text(status: &Status) -> String {
     if !status.tunnels.is_empty() {
         text += "\n";
         text += &tunnels(&status.tunnels);
+    }
+    if !status.checksums.is_empty() {
+        text += "\n";
+        let row = |checksums: &ChecksumStatus| vec![checksums.device.to_string(), checksums.text.clone()];
+        text += &render::table(&["DEVICE", "CHECKSUMS INSIDE"], status.checksums.iter().map(row));
     }
     if !status.problems.is_empty() {
         text += "\nproblems:\n";

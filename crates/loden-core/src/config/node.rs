@@ -44,6 +44,8 @@ pub struct NodeConfig {
     /// forwarded for pods is let through; default true. `blackhole_route`: whether this host's blocks have a route to nowhere behind
     /// that of the bridge; default false.
     pub rules: HostRules,
+    /// `checksum_test`: whether it is tried out if the network card gets checksums inside tunnels right; default true.
+    pub checksum_test: bool,
     /// `announce`: whether Kubernetes is told how the node is (its condition `NetworkUnavailable`); default true.
     pub announce: bool,
     /// `subnet_file`: flannel's `subnet.env`, written for its CNI plugin and others that read it; a block that it names at the start is
@@ -110,6 +112,7 @@ impl NodeConfig {
                 blackhole: fields.flag("blackhole_route")?.unwrap_or(false),
                 guard: fields.flag("tunnel_guard")?.unwrap_or(true),
             },
+            checksum_test: fields.flag("checksum_test")?.unwrap_or(true),
             announce: fields.flag("announce")?.unwrap_or(true),
             subnet_file: fields.text("subnet_file")?,
             resync_seconds: fields.number("resync_seconds", 5, 86_400)?.unwrap_or(60),

@@ -325,6 +325,7 @@ fn the_example_of_a_node_means_what_it_says_and_nothing_has_to_be_said() {
     assert_eq!((config.log_json, config.log_level.as_str(), config.resync_seconds), (true, "lodend=debug", 300));
     assert_eq!((config.block_idle_seconds, config.flow_seconds), (0, 60));
     assert_eq!(config.rules, HostRules { masquerade: Some(true), forward: false, blackhole: true, guard: false });
+    assert!(!config.checksum_test);
     assert_eq!((config.announce, config.subnet_file.as_deref()), (false, Some("/run/flannel/subnet.env")));
 
     let usual = NodeConfig::parse(from_toml("")).expect("config");
@@ -333,6 +334,7 @@ fn the_example_of_a_node_means_what_it_says_and_nothing_has_to_be_said() {
     assert_eq!((usual.bridge.as_str(), usual.log_json, usual.resync_seconds), ("cni0", false, 60));
     assert_eq!((usual.node, usual.iface.is_empty(), usual.public.is_empty(), usual.listen), (None, true, true, None));
     assert_eq!(usual.rules, HostRules { masquerade: None, forward: true, blackhole: false, guard: true });
+    assert!(usual.checksum_test);
     assert_eq!((usual.announce, usual.subnet_file), (true, None));
     // One interface needs no list.
     assert_eq!(NodeConfig::parse(from_toml("iface = \"eth0\"")).expect("config").iface, ["eth0"]);
