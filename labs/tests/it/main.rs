@@ -14,6 +14,7 @@ mod kill;
 mod learn;
 mod macvlan;
 mod miss;
+mod offload;
 mod outage;
 mod refuse;
 mod renumber;

@@ -88,7 +88,7 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Untried => write!(f, "left to the card; not tried yet: no peer has been asked"),
+            Self::Untried => write!(f, "left to the card; not tried yet: there is no peer to ask"),
             Self::Card { peer } => write!(f, "left to the card (tried with {peer})"),
             Self::Host { peer, is_marked: false } => {
                 write!(f, "computed here: the card leaves them wrong (tried with {peer})")

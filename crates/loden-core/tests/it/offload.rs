@@ -25,7 +25,7 @@ fn shown(view: &View, lacks: impl Fn(&Key) -> bool) -> Vec<String> {
 
 #[test]
 fn devices_of_the_kernels_and_peers_behind_them() {
-    let table: [(&str, &[&str]); 6] = [
+    let table: [(&str, &[&str]); 7] = [
         ("dual-stack", &["flannel-v6.1: b=fd00:244:0:1:: c=fd00:244:0:2::", "flannel.1: b=10.244.1.0 c=10.244.2.0"]),
         ("ipip-kernel", &["flannel.ipip: b=10.244.1.0 c=10.244.2.0"]),
         // The engine computes by itself, and where there is no tunnel there is nothing to ask.
@@ -33,6 +33,8 @@ fn devices_of_the_kernels_and_peers_behind_them() {
         ("host-gw", &[]),
         // The peer on the segment is reached without the device.
         ("direct-routing", &["flannel.1: c=10.244.2.0"]),
+        // One route leads to the whole pool.
+        ("miss", &["flannel.1: b=10.244.1.0 c=10.244.2.0"]),
         ("ipv6-only", &["flannel-v6.1: b=fd00:244:0:1:: c=fd00:244:0:2::"]),
     ];
     for (name, expected) in table {
