@@ -34,7 +34,7 @@ fn devices_of_the_kernels_and_peers_behind_them() {
         // The peer on the segment is reached without the device.
         ("direct-routing", &["flannel.1: c=10.244.2.0"]),
         // One route leads to the whole pool.
-        ("miss", &["flannel.1: b=10.244.1.0 c=10.244.2.0"]),
+        ("miss", &["flannel-v6.1: b=fd00:244:0:1:: c=fd00:244:0:2::", "flannel.1: b=10.244.1.0 c=10.244.2.0"]),
         ("ipv6-only", &["flannel-v6.1: b=fd00:244:0:1:: c=fd00:244:0:2::"]),
     ];
     for (name, expected) in table {
