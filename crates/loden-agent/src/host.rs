@@ -1,7 +1,7 @@
 //! The kernel as the agent has it: Linux, and beside it the tunnels that this process runs.
 
-use loden_core::kernel::{Kernel, KernelError, Key, Observed, Scope, Sort};
-use loden_core::plan::{Step, Verb};
+use loden_core::kernel::{Kernel, KernelError, Observed, Scope, Sort};
+use loden_core::plan::Step;
 use loden_linux::LinuxKernel;
 
 use crate::tunnels::Tunnels;
@@ -31,27 +31,6 @@ impl Host {
     }
 }
 
-impl Host {
-    /// A route must not lead to a device before its engine carries what comes.
-    fn run_tunnels(&mut self, steps: &[Step]) -> Vec<Result<(), KernelError>> {
-        let mut results = self.tunnels.apply(steps);
-        for (step, result) in steps.iter().zip(&mut results) {
-            let Key::Tunnel(dev) = step.key else { continue };
-            if step.verb == Verb::Remove || result.is_err() {
-                continue;
-            }
-            match self.linux.await_running(dev) {
-                Ok(true) => {}
-                Ok(false) => {
-                    tracing::warn!(%dev, "the kernel has not brought the device up yet: packets may be lost for a moment")
-                }
-                Err(error) => *result = Err(error.about(step.key.to_string())),
-            }
-        }
-        results
-    }
-}
-
 impl Kernel for Host {
     fn observe(&mut self, scope: &Scope) -> Result<Observed, KernelError> {
         let mut seen = self.linux.observe(scope)?;
@@ -64,6 +43,6 @@ impl Kernel for Host {
     fn apply(&mut self, steps: &[Step]) -> Vec<Result<(), KernelError>> {
         let is_ours = |step: &Step| step.key.sort() == Sort::Tunnel;
         let runs = steps.chunk_by(|a, b| is_ours(a) == is_ours(b));
-        runs.flat_map(|run| if is_ours(&run[0]) { self.run_tunnels(run) } else { self.linux.apply(run) }).collect()
+        runs.flat_map(|run| if is_ours(&run[0]) { self.tunnels.apply(run) } else { self.linux.apply(run) }).collect()
     }
 }

@@ -1,8 +1,6 @@
 //! The real kernel: reads what is loden's. What carries no mark of loden's is neither returned nor touched.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use loden_core::kernel::link::LinkKind;
 use loden_core::kernel::nft::{TABLE, take_open_sets};
@@ -16,10 +14,6 @@ use crate::netlink::{Protocol, Socket, Writer};
 use crate::nft::{Nft, Ownership};
 use crate::rt::{address, link, neighbour, nexthop, route};
 use crate::sysctl::{self, Watch};
-
-/// The kernel looks at links once a second at the latest.
-const CARRIER: Duration = Duration::from_millis(1500);
-const STEP: Duration = Duration::from_micros(500);
 
 /// The kernel of the network namespace of the thread that opens it.
 #[derive(Debug)]
@@ -49,22 +43,6 @@ impl LinuxKernel {
     /// The nftables side.
     pub fn nft(&mut self) -> &mut Nft {
         &mut self.nft
-    }
-
-    /// Waits until packets can leave by a link: a device whose program has just come is not ready at once, since the kernel's own work
-    /// on it is put off (`linkwatch_fire_event`, net/core/link_watch.c). Says whether they can; it is not waited for long.
-    ///
-    /// # Errors
-    /// [`LinuxError`].
-    pub fn await_running(&mut self, dev: IfName) -> Result<bool, LinuxError> {
-        let deadline = Instant::now() + CARRIER;
-        loop {
-            let is_running = link::read(&mut self.socket, dev)?.is_some_and(|seen| seen.is_running);
-            if is_running || Instant::now() >= deadline {
-                return Ok(is_running);
-            }
-            thread::sleep(STEP);
-        }
     }
 
     /// The link with a number, as last seen.

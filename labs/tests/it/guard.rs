@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use loden_lab::Lab;
@@ -9,8 +10,8 @@ use loden_lab::Lab;
 use crate::frames::{ipv4_datagram, vxlan};
 use crate::support::{Guard, SEGMENT, hosts, mac_of, up};
 
-/// Nobody else sends to it.
-const PORT: u16 = 4747;
+/// Nobody else sends to those from here on; each try has one of its own, for what comes late.
+static PORT: AtomicU16 = AtomicU16::new(4747);
 /// How long is waited for what is not to come. What comes takes a thousandth of it.
 const PATIENCE: Duration = Duration::from_millis(400);
 
@@ -31,10 +32,12 @@ fn underlay(lab: &Lab, host: &str) -> IpAddr {
     status.underlay.expect("an external interface").addresses.v4.expect("IPv4")
 }
 
-/// Whether a tunnel's packet for the first pod of host1 arrives there when `from` sends it to a host.
-fn arrives(lab: &Lab, from: &str, host: &str, tunnel_port: u16, packet: &[u8]) -> bool {
+/// Whether a tunnel's packet for a port of a host's first pod arrives there when `from` sends it to the host.
+fn arrives(lab: &Lab, from: &str, host: &str, tunnel_port: u16, packet: impl Fn(u16) -> Vec<u8>) -> bool {
+    let port = PORT.fetch_add(1, Ordering::Relaxed);
+    let packet = packet(port);
     let to = pod(lab, &format!("{host}-pod1"));
-    let bind = || UdpSocket::bind((to, PORT)).expect("bound");
+    let bind = || UdpSocket::bind((to, port)).expect("bound");
     let socket = lab.netns(&format!("{host}-pod1")).expect("netns").run(bind).expect("a thread");
     socket.set_read_timeout(Some(PATIENCE)).expect("set");
     let at = underlay(lab, host);
@@ -42,7 +45,7 @@ fn arrives(lab: &Lab, from: &str, host: &str, tunnel_port: u16, packet: &[u8]) -
         let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
         // More than one: the first may wait for a neighbour's answer, and be the one that gives way.
         for _ in 0..3 {
-            socket.send_to(packet, (at, tunnel_port)).expect("sent");
+            socket.send_to(&packet, (at, tunnel_port)).expect("sent");
         }
     };
     lab.netns(from).expect("netns").run(send).expect("a thread");
@@ -56,17 +59,12 @@ fn arrives(lab: &Lab, from: &str, host: &str, tunnel_port: u16, packet: &[u8]) -
 #[test]
 fn vxlan_of_strangers_and_of_pods_is_dropped() {
     let lab = lab("guard", "vxlan", "");
-    let to_pod1 = |inner_from: Ipv4Addr| {
-        vxlan(1, mac_of(&lab, "host1", "flannel.1"), &ipv4_datagram(inner_from, pod(&lab, "host1-pod1"), PORT, b"in"))
-    };
-    let from_pod2 = to_pod1(pod(&lab, "host2-pod1"));
-    assert!(arrives(&lab, "host2", "host1", 8472, &from_pod2), "a known host's is a packet like any other");
-    assert!(!arrives(&lab, "stranger", "host1", 8472, &from_pod2), "a stranger's is not taken in");
-    assert!(!arrives(&lab, "host1-pod1", "host1", 8472, &from_pod2), "nor a pod's by its own host");
-    assert!(
-        !arrives(&lab, "host2-pod1", "host1", 8472, &from_pod2),
-        "nor one that would leave with its host's address"
-    );
+    let (from, to, vtep) = (pod(&lab, "host2-pod1"), pod(&lab, "host1-pod1"), mac_of(&lab, "host1", "flannel.1"));
+    let from_pod2 = |port| vxlan(1, vtep, &ipv4_datagram(from, to, port, b"in"));
+    assert!(arrives(&lab, "host2", "host1", 8472, from_pod2), "a known host's is a packet like any other");
+    assert!(!arrives(&lab, "stranger", "host1", 8472, from_pod2), "a stranger's is not taken in");
+    assert!(!arrives(&lab, "host1-pod1", "host1", 8472, from_pod2), "nor a pod's by its own host");
+    assert!(!arrives(&lab, "host2-pod1", "host1", 8472, from_pod2), "nor one that would leave with its host's address");
     // As the book has it.
     let words = "list chain inet loden guard".split(' ').map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(lab.exec("host1", "nft", &words).expect("nft"), 0);
@@ -75,24 +73,25 @@ fn vxlan_of_strangers_and_of_pods_is_dropped() {
 #[test]
 fn without_the_guard_they_are_not() {
     let lab = lab("no-guard", "vxlan", "agent = { tunnel_guard = false }");
-    let packet = ipv4_datagram(pod(&lab, "host2-pod1"), pod(&lab, "host1-pod1"), PORT, b"in");
-    assert!(arrives(&lab, "stranger", "host1", 8472, &vxlan(1, mac_of(&lab, "host1", "flannel.1"), &packet)));
+    let (from, to, vtep) = (pod(&lab, "host2-pod1"), pod(&lab, "host1-pod1"), mac_of(&lab, "host1", "flannel.1"));
+    assert!(arrives(&lab, "stranger", "host1", 8472, |port| vxlan(1, vtep, &ipv4_datagram(from, to, port, b"in"))));
 }
 
 #[test]
 fn by_udp_each_host_sends_for_its_own_pods() {
     let lab = lab("guard-udp", "udp", "");
-    let (own, third) = (pod(&lab, "host2-pod1"), pod(&lab, "host3-pod1"));
-    let to_pod1 = |from: Ipv4Addr| ipv4_datagram(from, pod(&lab, "host1-pod1"), PORT, b"in");
-    assert!(arrives(&lab, "host2", "host1", 8285, &to_pod1(own)), "what is host2's");
-    assert!(!arrives(&lab, "host2", "host1", 8285, &to_pod1(third)), "another host's is not host2's to send");
-    assert!(!arrives(&lab, "host2", "host1", 8285, &to_pod1(Ipv4Addr::new(8, 8, 8, 8))), "nor nobody's");
-    assert!(!arrives(&lab, "stranger", "host1", 8285, &to_pod1(own)), "a stranger has none");
-    assert!(!arrives(&lab, "host3-pod1", "host1", 8285, &to_pod1(third)), "nor has a pod");
-    let beyond = ipv4_datagram(own, Ipv4Addr::new(192, 0, 2, 3), PORT, b"in");
-    assert!(!arrives(&lab, "host2", "host1", 8285, &beyond));
+    let (own, third, to) = (pod(&lab, "host2-pod1"), pod(&lab, "host3-pod1"), pod(&lab, "host1-pod1"));
+    let sent = |by: &str, from: Ipv4Addr, to: Ipv4Addr| {
+        arrives(&lab, by, "host1", 8285, |port| ipv4_datagram(from, to, port, b"in"))
+    };
+    assert!(sent("host2", own, to), "what is host2's");
+    assert!(!sent("host2", third, to), "another host's is not host2's to send");
+    assert!(!sent("host2", Ipv4Addr::new(8, 8, 8, 8), to), "nor nobody's");
+    assert!(!sent("host2", own, Ipv4Addr::new(192, 0, 2, 3)), "nor does it go on from here");
+    assert!(!sent("stranger", own, to), "a stranger has none");
+    assert!(!sent("host3-pod1", third, to), "nor has a pod");
     for odd in [&b"x"[..], &[0x45; 19], &[0x65; 40], &[]] {
-        assert!(!arrives(&lab, "host2", "host1", 8285, odd));
+        assert!(!arrives(&lab, "host2", "host1", 8285, |_| odd.to_vec()));
     }
     let status = lab.agent("host1").expect("an agent").status().expect("a status");
     let host2 = status.tunnels[0].peers.iter().find(|peer| peer.node.as_str() == "host2").expect("host2");

@@ -63,7 +63,7 @@ fn as_the_pools_say_only_what_leaves_them_is_masqueraded() {
 
 #[test]
 fn without_rules_there_are_none() {
-    let lab = with("rules-none", "agent = { masquerade = false, forward_rules = false }");
+    let lab = with("rules-none", "agent = { masquerade = false, forward_rules = false, tunnel_guard = false }");
     let words = ["-c", "! nft list table inet loden | grep -qE 'masquerade|accept;|hook'"].map(str::to_owned);
     assert_eq!(lab.exec("host1", "sh", &words).expect("sh"), 0);
     // Among each other pods need none.
