@@ -10,9 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use loden_core::model::Mac;
 use loden_lab::{Lab, Topology};
 use loden_linux::LinuxError;
-use loden_linux::netlink::{Protocol, Socket};
+use loden_linux::netlink::{Protocol, Socket, Writer};
+use loden_linux::rt::link;
 use loden_linux::rt::neighbour::{self, Entry};
 use loden_store::Expect;
 
@@ -73,16 +75,20 @@ fn measure(lab: &Lab) -> Result<Vec<Row>> {
     shell::say(&format!("· {KNOWN} known addresses, and {STORM} packets to unknown ones beside them"));
     let began = Instant::now();
     let storm = storm(in_pod(lab)?);
+    let own = own_times(lab)?;
     let mut times = ask(&in_pod(lab)?, &answers)?;
     storm.join().map_err(|_| anyhow::anyhow!("the storm panicked"))?;
     let took = began.elapsed();
+    let mut own = own.join().map_err(|_| anyhow::anyhow!("the comparison panicked"))??;
     let cpu = (ticks()? - ticks_before) / TICKS / took.as_secs_f64() * 100.0;
     let memory = resident(pid)?;
     let status = agent.status()?.misses.context("the kernel is not told to ask")?;
     shell::say(&format!("· {:.1} s; {status:?}; {memory:.1} MB", took.as_secs_f64()));
     let let_through = f64::from(STORM) - (refused(lab)? - refused_before);
     times.sort_by(f64::total_cmp);
-    let at = |share: usize| times.get((times.len() * share / 100).min(times.len() - 1)).copied().unwrap_or(f64::NAN);
+    own.sort_by(f64::total_cmp);
+    let of = |all: &[f64], share: usize| all.get(all.len() * share / 100).copied().unwrap_or(f64::NAN);
+    let at = |share| of(&times, share);
     let row = |name, ours: f64, peer: f64, unit, (floor, goal), against| Row {
         name,
         ours,
@@ -97,6 +103,14 @@ fn measure(lab: &Lab) -> Result<Vec<Row>> {
     Ok(vec![
         row("known_p99", at(99), 5.0, "ms", (1.0, 2.0), "the bound of 5 ms from a packet to the kernel's entry"),
         row("known_p50", at(50), 5.0, "ms", (1.0, 5.0), "the same bound"),
+        row(
+            "own_p99",
+            of(&own, 99),
+            5.0,
+            "ms",
+            (0.0, 0.0),
+            "no bound: an entry made by hand meanwhile, for comparison",
+        ),
         row("storm_cpu", cpu, 20.0, "%", (1.0, 2.0), "the bound of 20 % of a core for the agent meanwhile"),
         row(
             "storm_memory",
@@ -125,6 +139,33 @@ fn add_nodes(url: &str) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// How long it takes to make an entry by hand, as often as the kernel asks, in milliseconds: all namespaces of a machine share one lock.
+fn own_times(lab: &Lab) -> Result<thread::JoinHandle<Result<Vec<f64>>>> {
+    let open = || -> Result<(Socket, Option<u32>), LinuxError> {
+        let socket = Socket::open(Protocol::Route)?;
+        let eth0 = loden_core::model::IfName::new("eth0").ok();
+        let number = eth0.map(|eth0| link::number_of(&socket, eth0)).transpose()?.flatten();
+        Ok((socket, number))
+    };
+    let opened = lab.netns("host1")?.run(open).and_then(|opened| opened);
+    let (mut socket, number) = opened.map_err(|error| anyhow::anyhow!("{error}"))?;
+    let number = number.context("no eth0")?;
+    Ok(thread::spawn(move || {
+        let mut times = Vec::new();
+        for n in 0..KNOWN {
+            let mut w = Writer::default();
+            neighbour::put(&mut w, number, [192, 0, 2, 200].into(), Mac([2, 0, 0, 0, 0, u8::try_from(n % 100)?]));
+            let began = Instant::now();
+            for done in socket.batch(&mut w)? {
+                done?;
+            }
+            times.push(began.elapsed().as_secs_f64() * 1000.0);
+            thread::sleep(STEP.saturating_sub(began.elapsed()));
+        }
+        Ok(times)
+    }))
 }
 
 /// Packets that were refused since no node has a block with their address.
