@@ -42,8 +42,8 @@ fn direct_routing_goes_straight_on_the_segment_and_by_tunnel_beyond() {
         let agent = lab.agent(host).expect("an agent").status().expect("a status");
         agent.peers.iter().map(|peer| (peer.node.to_string(), peer.objects)).collect::<Vec<_>>()
     };
-    // A direct peer is a nexthop and a route; one behind the tunnel has an ARP and an FDB entry besides.
+    // A direct peer is a known address, a nexthop and a route; one behind the tunnel has an ARP and an FDB entry besides.
     say(&format!("host1: {:?}", routes("host1")));
-    assert_eq!(routes("host1"), [("host2".to_owned(), 2), ("host3".to_owned(), 4)]);
-    assert_eq!(routes("host3"), [("host1".to_owned(), 4), ("host2".to_owned(), 4)]);
+    assert_eq!(routes("host1"), [("host2".to_owned(), 3), ("host3".to_owned(), 5)]);
+    assert_eq!(routes("host3"), [("host1".to_owned(), 5), ("host2".to_owned(), 5)]);
 }

@@ -134,10 +134,11 @@ impl Node {
         }
     }
 
-    /// Every address that its packets may come from, lowest first.
+    /// Every address that its packets may come from, lowest first: one that it is asked to serve at, too, which it may send from before
+    /// its record says so.
     #[must_use]
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        [self.underlay, self.public].iter().flat_map(PerFamily::iter).map(|(_, addr)| addr).collect()
+        [self.underlay, self.public, self.asked].iter().flat_map(PerFamily::iter).map(|(_, addr)| addr).collect()
     }
 
     /// The address at which peers reach it.

@@ -1,3 +1,4 @@
+//! The machine by tables: what it asks, sets, puts back and tells.
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets what it did not expect is to fail")]
 
 use proptest::prelude::*;
