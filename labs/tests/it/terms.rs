@@ -154,7 +154,9 @@ fn a_wall_clock_that_is_stepped_by_years_ends_no_term() {
         let now = scene.told("host1").blocks[0].until_ms.expect("it is lent");
         assert!(now >= until + 10_000, "{offset}: it was renewed: {until} {now}");
         assert_eq!(scene.owner(&block.to_string()), owner, "{offset}: nobody has written it");
-        assert_eq!(agent.events(seen).expect("events"), [], "{offset}");
+        // Who computes checksums is found out whenever a peer answers, and has nothing to do with it.
+        let events = agent.events(seen).expect("events").into_iter().filter(|event| event.sort != "offload");
+        assert_eq!(events.collect::<Vec<_>>(), [], "{offset}");
         let status = agent.status().expect("a status");
         assert!(status.ready && status.store.up && status.problems.is_empty(), "{offset}: {:?}", status.problems);
         assert_eq!((observe(&scene.lab, &[]), status.kernel.writes), (before, writes), "{offset}");
