@@ -16,7 +16,7 @@ pub struct Host {
 impl Host {
     /// A kernel, and tunnels that are yet to be started. `on_failure` is called when one has ended by itself.
     #[must_use]
-    pub fn new(linux: LinuxKernel, on_failure: impl Fn() + Clone + Send + Sync + 'static) -> Self {
+    pub fn new(linux: LinuxKernel, on_failure: impl Fn() + Send + Sync + 'static) -> Self {
         Self { linux, tunnels: Tunnels::new(on_failure) }
     }
 

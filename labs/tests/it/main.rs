@@ -16,6 +16,7 @@ mod macvlan;
 mod miss;
 mod offload;
 mod outage;
+mod passage;
 mod refuse;
 mod renumber;
 mod routed;

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use loden_core::api::MissStatus;
 use loden_core::model::{Family, Mac, Prefix};
 use loden_lab::Lab;
-use loden_lab::probe::capture::Capture;
 use loden_lab::probe::stream::Stream;
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::rt::neighbour::{self, Entry};
 use rustix::process::Signal;
 
 use crate::frames::{What, read};
+use crate::passage::{self, attachment, ip, name, watch};
 use crate::support::{Guard, POOLS, SEGMENT, all_reach, by_hand, hosts, number, say, stop, streams, up, wait_for};
-use crate::walk::{attachment, ip, link_of, name};
+use crate::walk::link_of;
 
 /// Nobody else sends to it.
 const PORT: u16 = 4748;
@@ -147,33 +147,24 @@ fn the_first_packet_waits_for_the_answer_and_the_second_does_not() {
 /// Sends a datagram and says where it is seen, in the order of the kernel's clock, and with which destination.
 fn send(lab: &Lab, (from, to): (IpAddr, IpAddr), dev: loden_core::model::IfName) -> Vec<(&'static str, Mac)> {
     let eth0 = name("eth0");
-    let places = [
-        ("host1-pod1", eth0, true, "out of the pod"),
-        ("host1", dev, true, "out of the device"),
-        ("host2", dev, false, "in by the device there"),
-        ("host2-pod1", eth0, false, "in at the pod"),
+    let places = [("host1-pod1", eth0), ("host1", dev), ("host2", dev), ("host2-pod1", eth0)];
+    let ways = [
+        (true, "out of the pod"),
+        (true, "out of the device"),
+        (false, "in by the device there"),
+        (false, "in at the pod"),
     ];
-    let in_pod = |pod: &str, addr: IpAddr, port| {
-        lab.netns(pod).expect("netns").run(|| UdpSocket::bind((addr, port))).expect("a thread").expect("bound")
-    };
-    let server = in_pod("host2-pod1", to, PORT);
-    server.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
-    let captures: Vec<Capture> = places
-        .iter()
-        .map(|(place, dev, ..)| Capture::start(&lab.netns(place).expect("netns"), *dev).expect("a capture"))
-        .collect();
-    in_pod("host1-pod1", from, 0).send_to(b"walk", (to, PORT)).expect("sent");
-    server.recv(&mut [0; 8]).expect("it arrives");
-    let mut seen = Vec::new();
-    for (n, capture) in captures.into_iter().enumerate() {
-        let (_, _, is_sent, text) = places[n];
-        for frame in capture.stop().expect("frames").into_iter().filter(|frame| frame.is_sent == is_sent) {
-            let said = read(&frame.bytes).filter(|said| matches!(said.what, What::Datagram { port: PORT, .. }));
-            seen.extend(said.map(|said| (frame.at, n, text, said.to)));
-        }
-    }
-    seen.sort_by_key(|(at, n, ..)| (*at, *n));
-    seen.into_iter().map(|(_, _, text, mac)| (text, mac)).collect()
+    let seen = watch(
+        lab,
+        &places,
+        || passage::send(lab, from, to, PORT),
+        |_, frame| read(frame).filter(|said| matches!(said.what, What::Datagram { port: PORT, .. })),
+    );
+    let is_its = |n: usize, is_sent: bool| ways[n].0 == is_sent;
+    seen.into_iter()
+        .filter(|(_, n, is_sent, _)| is_its(*n, *is_sent))
+        .map(|(_, n, _, said)| (ways[n].1, said.to))
+        .collect()
 }
 
 #[test]

@@ -1,40 +1,26 @@
 //! A routed pod's packet, seen at every place of its way to a pod of another host: the gateway that nobody bears answers, the host
 //! routes, the other host delivers.
 
-use std::net::{IpAddr, UdpSocket};
-use std::time::Duration;
+use std::net::IpAddr;
 
 use loden_core::attach::{ROUTED_GATEWAY_V4, ROUTED_HOST_MAC};
 use loden_core::kernel::PROTOCOL;
 use loden_core::model::{Attachment, Family, IfName, Mac, Prefix};
 use loden_lab::Lab;
-use loden_lab::probe::capture::Capture;
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::rt::{address, link, route};
-use loden_linux::run_dir::RunDir;
 
 use crate::frames::{Said, What, read};
+use crate::passage::{asked_at, attachment, ip, name, send, watch};
 use crate::support::{Guard, SEGMENT, hosts, up};
 
 /// Nobody else sends to it.
 const PORT: u16 = 4747;
-const BROADCAST: Mac = Mac([0xff; 6]);
 
 fn lab() -> Guard {
     let pools = "[[pool]]\nname = \"p4\"\ncidr = \"10.244.0.0/16\"\nbackend = { type = \"host-gw\" }\n\
                  [[pool]]\nname = \"p6\"\ncidr = \"fd00:10:244::/56\"\nbackend = { type = \"host-gw\" }\n";
     up("routed-walk", &[SEGMENT, &hosts(2, ""), pools, "[plugin]\nattach = \"routed\"\n"].concat())
-}
-
-/// A pod as its host has written it down.
-pub fn attachment(lab: &Lab, host: &str) -> Attachment {
-    let mut found = RunDir::new(lab.dir().join(host).join("run")).attachments().good;
-    assert_eq!(found.len(), 1);
-    found.remove(0)
-}
-
-pub fn name(text: &str) -> IfName {
-    text.parse().expect(text)
 }
 
 /// The number and the Ethernet address of a link.
@@ -101,25 +87,7 @@ fn walk(lab: &Lab, near: &Attachment, far: &Attachment, family: Family) {
         ("host2", far.host_side.expect("a host's end")),
         ("host2-pod1", eth0),
     ];
-    let server =
-        lab.netns("host2-pod1").expect("netns").run(|| UdpSocket::bind((to, PORT))).expect("a thread").expect("bound");
-    server.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
-    let captures: Vec<Capture> = (places.iter())
-        .map(|(place, dev)| Capture::start(&lab.netns(place).expect("netns"), *dev).expect("a capture"))
-        .collect();
-    lab.netns("host1-pod1")
-        .expect("netns")
-        .run(|| UdpSocket::bind((from, 0)).expect("bound").send_to(b"walk", (to, PORT)).expect("sent"))
-        .expect("a thread");
-    server.recv(&mut [0; 8]).expect("it arrives");
-    let mut seen = Vec::new();
-    for (n, capture) in captures.into_iter().enumerate() {
-        for frame in capture.stop().expect("frames") {
-            seen.extend(read(&frame.bytes).map(|said| (frame.at, n, frame.is_sent, said)));
-        }
-    }
-    // The kernel's clock is one for all namespaces; at one time what is sent goes before what has come in.
-    seen.sort_by_key(|(at, n, is_sent, _)| (*at, !is_sent, *n));
+    let seen = watch(lab, &places, || send(lab, from, to, PORT), |_, frame| read(frame));
     let asks = Said { from: near.mac, to: asked_at(gateway), what: What::Asks { asker: from, wanted: gateway } };
     let answers =
         Said { from: ROUTED_HOST_MAC, to: near.mac, what: What::Answers { wanted: gateway, at: ROUTED_HOST_MAC } };
@@ -158,24 +126,9 @@ fn walk(lab: &Lab, near: &Attachment, far: &Attachment, family: Family) {
     assert_eq!(datagrams, 6, "{seen:#?}");
 }
 
-pub fn ip(attachment: &Attachment, family: Family) -> IpAddr {
-    attachment.ips().find(|addr| Family::of(*addr) == family).expect("an address of each family")
-}
-
 fn gateway(family: Family) -> IpAddr {
     match family {
         Family::V4 => ROUTED_GATEWAY_V4,
         Family::V6 => ROUTED_HOST_MAC.link_local().into(),
-    }
-}
-
-/// Where it is asked for: in IPv6 at the multicast address that the last three bytes give (RFC 4291 section 2.7.1, RFC 2464 section 7).
-fn asked_at(wanted: IpAddr) -> Mac {
-    match wanted {
-        IpAddr::V4(_) => BROADCAST,
-        IpAddr::V6(addr) => {
-            let [.., a, b, c] = addr.octets();
-            Mac([0x33, 0x33, 0xff, a, b, c])
-        }
     }
 }

@@ -1,13 +1,12 @@
 //! The ten steps of a packet by the UDP backend, from a pod to one of another host and back: each seen where it happens.
 
-use std::net::{IpAddr, UdpSocket};
-use std::time::Duration;
+use std::net::IpAddr;
 
 use loden_core::model::{Family, Mac};
 use loden_lab::Lab;
-use loden_lab::probe::capture::Capture;
 
 use crate::frames::{What, payload, read, read_packet};
+use crate::passage::{bound, name, watch};
 use crate::support::{POOLS, SEGMENT, hosts, mac_of, up};
 
 /// Nobody else sends to it, or by it.
@@ -38,43 +37,33 @@ fn walk(lab: &Lab, family: Family) {
     let (cni0_1, cni0_2) = (mac_of(lab, "host1", "cni0"), mac_of(lab, "host2", "cni0"));
     let (eth0_a, eth0_b) = (mac_of(lab, "host1-pod1", "eth0"), mac_of(lab, "host2-pod1", "eth0"));
 
+    let [eth0, flannel0, cni0] = ["eth0", "flannel0", "cni0"].map(name);
     let places = [
-        ("host1-pod1", "eth0"),
-        ("host1", "flannel0"),
-        ("host1", "eth0"),
-        ("host2", "eth0"),
-        ("host2", "flannel0"),
-        ("host2", "cni0"),
-        ("host2-pod1", "eth0"),
+        ("host1-pod1", eth0),
+        ("host1", flannel0),
+        ("host1", eth0),
+        ("host2", eth0),
+        ("host2", flannel0),
+        ("host2", cni0),
+        ("host2-pod1", eth0),
     ];
-    let bind = |place: &str, addr: IpAddr| {
-        let open = || UdpSocket::bind((addr, PORT)).expect("bound");
-        let socket = lab.netns(place).expect("netns").run(open).expect("a thread");
-        socket.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
-        socket
+    let (client, server) = (bound(lab, "host1-pod1", a, PORT), bound(lab, "host2-pod1", b, PORT));
+    let there_and_back = || {
+        client.send_to(b"there", (b, PORT)).expect("sent");
+        server.recv(&mut [0; 8]).expect("it arrives");
+        server.send_to(b"back", (a, PORT)).expect("sent");
+        client.recv(&mut [0; 8]).expect("the answer arrives");
     };
-    let (client, server) = (bind("host1-pod1", a), bind("host2-pod1", b));
-    let start = |(place, dev): &(&str, &str)| {
-        Capture::start(&lab.netns(place).expect("netns"), dev.parse().expect("name")).expect("a capture")
+    let look = |n: usize, bytes: &[u8]| {
+        if places[n].1 == flannel0 { read_packet(bytes).map(|what| say(&what)) } else { said(bytes) }
     };
-    let captures: Vec<Capture> = places.iter().map(start).collect();
-    client.send_to(b"there", (b, PORT)).expect("sent");
-    server.recv(&mut [0; 8]).expect("it arrives");
-    server.send_to(b"back", (a, PORT)).expect("sent");
-    client.recv(&mut [0; 8]).expect("the answer arrives");
-
-    let mut seen = Vec::new();
-    for ((place, dev), capture) in places.iter().zip(captures) {
-        for frame in capture.stop().expect("frames") {
-            let said =
-                if *dev == "flannel0" { read_packet(&frame.bytes).map(|what| say(&what)) } else { said(&frame.bytes) };
-            let way = if frame.is_sent { "out of" } else { "in by" };
-            seen.extend(said.map(|said| (frame.at, !frame.is_sent, format!("{way} {dev} of {place}: {said}"))));
-        }
-    }
-    // The kernel's clock is one for all namespaces; at one time what is sent goes before what has come in.
-    seen.sort();
-    let seen: Vec<String> = seen.into_iter().map(|(.., said)| said).collect();
+    let seen: Vec<String> = watch(lab, &places, there_and_back, look)
+        .into_iter()
+        .map(|(_, n, is_sent, said)| {
+            let (place, dev) = places[n];
+            format!("{} {dev} of {place}: {said}", if is_sent { "out of" } else { "in by" })
+        })
+        .collect();
     let inner = |from, to, hops: u8| say(&What::Datagram { from, to, port: PORT, hops });
     let outer =
         |from, to, inner: &str| format!("{} with {inner}", say(&What::Datagram { from, to, port: TUNNEL, hops: 64 }));

@@ -29,17 +29,7 @@ pub fn run() -> Result<Vec<Row>> {
     let measured = measure(&lab);
     lab.down()?;
     let (memory, idle, many) = measured?;
-    let row = |name, ours: f64, peer: f64, unit, against| Row {
-        name,
-        ours,
-        peer,
-        unit,
-        ratio: peer / ours.max(0.001),
-        floor: 1.0,
-        goal: 1.0,
-        runs: 1,
-        against,
-    };
+    let row = |name, ours, bound, unit, against| Row::under(name, ours, bound, unit, (1.0, 1.0), against);
     Ok(vec![
         row("rss_3_nodes", memory, 20.0, "MB", "the bound of 20 MB"),
         row("rss_10k_nodes", many, 60.0, "MB", "the bound of 60 MB"),

@@ -89,17 +89,7 @@ fn measure(lab: &Lab) -> Result<Vec<Row>> {
     own.sort_by(f64::total_cmp);
     let of = |all: &[f64], share: usize| all.get(all.len() * share / 100).copied().unwrap_or(f64::NAN);
     let at = |share| of(&times, share);
-    let row = |name, ours: f64, peer: f64, unit, (floor, goal), against| Row {
-        name,
-        ours,
-        peer,
-        unit,
-        ratio: peer / ours.max(0.001),
-        floor,
-        goal,
-        runs: 1,
-        against,
-    };
+    let row = Row::under;
     Ok(vec![
         row("known_p99", at(99), 5.0, "ms", (1.0, 2.0), "the bound of 5 ms from a packet to the kernel's entry"),
         row("known_p50", at(50), 5.0, "ms", (1.0, 5.0), "the same bound"),

@@ -135,17 +135,7 @@ fn measure(lab: &Lab) -> Result<Vec<Row>> {
     settle(lab, Instant::now())?;
     let after = gauges(lab)?;
     let writes = sum(&after, "kernel_writes_total") - sum(&before, "kernel_writes_total");
-    let row = |name, ours: f64, peer: f64, unit, (floor, goal), against| Row {
-        name,
-        ours,
-        peer,
-        unit,
-        ratio: peer / ours.max(0.001),
-        floor,
-        goal,
-        runs: 1,
-        against,
-    };
+    let row = Row::under;
     Ok(vec![
         row("start_5k", start.as_secs_f64(), 3.0, "s", (1.0, 2.0), "the bound of 3 s"),
         row("change_p99", above, 100.0, "ms", (1.0, 5.0), "the bound of 100 ms above the datastore's own latency"),

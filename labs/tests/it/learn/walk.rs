@@ -1,37 +1,22 @@
 //! The walk of a packet over a segment by flood and learn, step by step: who is asked for is flooded to the group, each host hands the
 //! question to its bridge, the one who is meant answers, both sides learn, and what follows goes straight.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use loden_core::model::{Attachment, Family, IfName, Mac};
+use loden_core::model::{Attachment, Family, Mac};
 use loden_lab::Lab;
-use loden_lab::probe::capture::Capture;
 use loden_linux::netlink::{Protocol, Socket, Writer};
 use loden_linux::rt::neighbour::{self, Entry};
-use loden_linux::run_dir::RunDir;
 
 use super::{GROUPS, pools};
 use crate::frames::{Said, What, read};
+use crate::passage::{asked_at, attachment, ip, name, send, watch};
 use crate::support::{SEGMENT, hosts, number, up};
 
 /// Nobody else sends to it.
 const PORT: u16 = 4848;
 const VXLAN: u16 = 8472;
-
-fn name(text: &str) -> IfName {
-    text.parse().expect(text)
-}
-
-fn attachment(lab: &Lab, host: &str) -> Attachment {
-    let mut found = RunDir::new(lab.dir().join(host).join("run")).attachments().good;
-    assert_eq!(found.len(), 1);
-    found.remove(0)
-}
-
-fn ip(attachment: &Attachment, family: Family) -> IpAddr {
-    attachment.ips().find(|addr| Family::of(*addr) == family).expect("an address of each family")
-}
 
 /// What a frame says by itself, or inside of VXLAN together with the hosts outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,26 +74,12 @@ fn walk(lab: &Lab, family: Family, vtep: &str, underlay: IpAddr, group: IpAddr) 
         ("host2-pod1", eth0),
     ];
     let [pod1, wire1, wire2, wire3, port2, port3, pod2] = [0, 1, 2, 3, 4, 5, 6];
-    let server =
-        lab.netns("host2-pod1").expect("netns").run(|| UdpSocket::bind((to, PORT))).expect("a thread").expect("bound");
-    server.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
-    let captures: Vec<Capture> = (places.iter())
-        .map(|(place, dev)| Capture::start(&lab.netns(place).expect("netns"), *dev).expect("a capture"))
-        .collect();
-    lab.netns("host1-pod1")
-        .expect("netns")
-        .run(|| UdpSocket::bind((from, 0)).expect("bound").send_to(b"walk", (to, PORT)).expect("sent"))
-        .expect("a thread");
-    server.recv(&mut [0; 8]).expect("it arrives");
-    // Who was not meant has been asked as well by then, or is a moment later.
-    std::thread::sleep(Duration::from_millis(100));
-    let mut seen = Vec::new();
-    for (n, capture) in captures.into_iter().enumerate() {
-        for frame in capture.stop().expect("frames") {
-            seen.extend(look(&frame.bytes).map(|what| (frame.at, n, frame.is_sent, what)));
-        }
-    }
-    seen.sort_by_key(|(at, n, is_sent, _)| (*at, !is_sent, *n));
+    let act = || {
+        send(lab, from, to, PORT);
+        // Who was not meant has been asked as well by then, or is a moment later.
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let seen = watch(lab, &places, act, |_, frame| look(frame));
 
     let asks = Said { from: near.mac, to: asked_at(to), what: What::Asks { asker: from, wanted: to } };
     let answers = Said { from: far.mac, to: near.mac, what: What::Answers { wanted: to, at: far.mac } };
@@ -176,15 +147,4 @@ fn learned(lab: &Lab, place: &str, vtep: &str, mac: Mac, at: IpAddr) {
     let all = lab.netns(place).expect("netns").run(list).expect("a thread").expect("listed");
     let is_it = |seen: &neighbour::Seen| !seen.is_permanent && seen.entry == Entry::Fdb(mac, at);
     assert!(all.iter().any(is_it), "{place}: {mac} at {at}: {all:?}");
-}
-
-/// Where it is asked for: in IPv6 at the multicast address that the last three bytes give (RFC 4291 section 2.7.1, RFC 2464 section 7).
-fn asked_at(wanted: IpAddr) -> Mac {
-    match wanted {
-        IpAddr::V4(_) => Mac([0xff; 6]),
-        IpAddr::V6(addr) => {
-            let [.., a, b, c] = addr.octets();
-            Mac([0x33, 0x33, 0xff, a, b, c])
-        }
-    }
 }
