@@ -47,6 +47,6 @@ fn ask(dev: IfName, command: u32, data: u32) -> Result<u32, LinuxError> {
     let mut request = sockopt::request(dev);
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     // SAFETY: the kernel reads and writes the request and the value that it leads to, which outlive the call.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCETHTOOL as libc::Ioctl, &raw mut request) };
     if result < 0 { Err(failed(io::Error::last_os_error())) } else { Ok(value.data) }
 }
